@@ -1,0 +1,1 @@
+"""What is made on a host: bridge, TAP, containers' veths."""

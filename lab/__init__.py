@@ -1,0 +1,1 @@
+"""Hosts as network namespaces, for the demo, tests and benchmarks."""

@@ -1,0 +1,1 @@
+"""The control plane: identity, introduction, gossip, topology, routes, connections."""

@@ -1,0 +1,1 @@
+"""Frames and where they go: MAC table, forwarding decisions, the switch between data paths."""

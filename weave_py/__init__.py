@@ -1,0 +1,1 @@
+"""The application: settings, daemon, control API, status, command line."""
