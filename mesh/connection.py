@@ -74,6 +74,7 @@ class Connection:
         "address",
         "bytes_in",
         "bytes_out",
+        "encrypted_overlay",
         "error",
         "established",
         "features",
@@ -123,6 +124,7 @@ class Connection:
         self.session_key: bytes | None = None
         self.version = 0
         self.established = False
+        self.encrypted_overlay = False
         self.overlay: OverlayConnection | None = None
         self.outbox = Outbox(limits)
         self.paused = False
@@ -247,11 +249,7 @@ class Connection:
         handshake = self._handshake
         assert handshake is not None
         header_seen = handshake.header_received
-        try:
-            self._put(handshake.receive(data, self._scheduler.now()))
-        finally:
-            # What the machine wants to say before it fails (our header, our flag) still goes out.
-            self.version = handshake.version
+        self._put(handshake.receive(data, self._scheduler.now()))
         if handshake.header_received and not header_seen:
             self._arm(INTRODUCTION_TIMEOUT, self._introduction_late)
         self._watch_dialer(handshake)

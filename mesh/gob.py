@@ -591,9 +591,15 @@ class Encoder:
         parts = []
         last = -1
         for number, declared in enumerate(kind.fields):
-            item = value.get(declared.attribute) if kind.factory is None else getattr(value, declared.attribute)
-            if _omitted(declared, item):
-                continue
+            if kind.factory is None:
+                # A dictionary holds what is there: no more is sent, and no less.
+                if declared.attribute not in value:
+                    continue
+                item = value[declared.attribute]
+            else:
+                item = getattr(value, declared.attribute)
+                if _omitted(declared, item):
+                    continue
             if item is None:
                 item = zero_factory(declared.kind)()
             parts.append(encode_uint(number - last) + self._value(declared.kind, item))

@@ -121,7 +121,7 @@ class Channels:
         if name == TOPOLOGY_CHANNEL:
             self._topology.on_gossip(connection, data)
             return
-        news = self._user(name).on_gossip(bytes(data))
+        news = self._user(name).on_gossip(data)
         if news is not None:
             self.spread(name, news, exclude=sender)
 
@@ -130,7 +130,7 @@ class Channels:
         if name == TOPOLOGY_CHANNEL:
             self._topology.on_broadcast(connection, source, data)
             return
-        news = self._user(name).on_broadcast(source, bytes(data))
+        news = self._user(name).on_broadcast(source, data)
         if news is not None:
             self._relay_broadcast(name, source, news)
 
@@ -144,7 +144,7 @@ class Channels:
             return
         if name == TOPOLOGY_CHANNEL:
             raise GossipError(f"unexpected topology gossip unicast from {format_peer_name(origin)}")
-        self._user(name).on_unicast(origin, bytes(data))
+        self._user(name).on_unicast(origin, data)
 
     def _user(self, name: str) -> Gossiper:
         user = self._users.get(name) or self._surrogates.get(name)

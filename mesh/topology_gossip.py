@@ -144,19 +144,24 @@ class TopologyGossip:
         """The connection is gone; what was asked of it may be asked of others."""
         self._waiting.discard(connection)
 
+    def stop(self) -> None:
+        """Say nothing any more."""
+        self._announce.cancel()
+        self._flush.cancel()
+
     def collected(self, name: PeerName, uid: int, version: int) -> None:
         """A peer was collected: do not learn the same entry again from a slower neighbour."""
         self._collected[name] = (version, uid, self._scheduler.now())
 
     # --- receiving ---
 
-    def on_gossip(self, connection: Connection, data: bytes | memoryview) -> None:
+    def on_gossip(self, connection: Connection, data: bytes) -> None:
         """Entries from a neighbour: what was new to us travels on. Raises TopologyError."""
         merge = self._merge(data)
         if merge.new:
             self._spread(set(merge.new), exclude=connection.name)
 
-    def on_broadcast(self, connection: Connection, source: PeerName, data: bytes | memoryview) -> None:
+    def on_broadcast(self, connection: Connection, source: PeerName, data: bytes) -> None:
         """The legacy form of older releases: every described entry travels on along the source's tree."""
         merge = self._merge(data)
         names = merge.described
@@ -168,7 +173,7 @@ class TopologyGossip:
             if neighbour is not None:
                 neighbour.send(Tag.GOSSIP_BROADCAST, message)
 
-    def _merge(self, data: bytes | memoryview) -> Merge:
+    def _merge(self, data: bytes) -> Merge:
         merge = self._topology.merge(data)
         for name in merge.new:
             self._wanted.pop(name, None)
