@@ -54,11 +54,11 @@ class Clock:
         end = self._now + seconds
         look = self._now
         while self._queue and self._queue[0][0] <= end:
-            when, _, timer = heapq.heappop(self._queue)
-            if until is not None and when >= look:
+            if until is not None and self._queue[0][0] >= look:
                 if until():
                     return True
-                look = when + check
+                look = self._queue[0][0] + check
+            when, _, timer = heapq.heappop(self._queue)
             self._now = max(self._now, when)
             if timer.call is not None:
                 call, timer.call = timer.call, None
