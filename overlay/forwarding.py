@@ -1,0 +1,139 @@
+"""Where frames go: the decision for every frame from the local bridge and from a link.
+
+One MAC table decides for all overlay ports, so no frame is delivered twice. Floods follow the broadcast tree of
+the peer where the frame was captured; the topology is the same everywhere, so every peer gets one copy.
+Source: data plane spec §6.2, §6.3.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+from mesh.names import PeerName, format_peer_name, peer_label
+from overlay.frames import ETHERNET_HEADER, is_special
+from overlay.mac import Learned, MacTable
+from overlay.seams import Bridge, Topology
+
+_STP = b"\x01\x80\xc2\x00\x00\x00"
+_GROUP = 0x01
+
+
+class LinkSender(Protocol):
+    """A working link to a neighbour."""
+
+    def send(self, source: PeerName, destination: PeerName, frame: bytes, broadcast: bool) -> None: ...
+
+
+class FrameRouter:
+    """The frame router of one node (`overlay.seams.FrameSink`). `clock` gives monotonic seconds."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        bridge: Bridge,
+        link: Callable[[PeerName], LinkSender | None],
+        *,
+        clock: Callable[[], float],
+        log: logging.Logger,
+        packet_debug: bool = False,
+    ) -> None:
+        self._topology = topology
+        self._ourself = topology.ourself
+        self._bridge = bridge
+        self._link = link
+        self._clock = clock
+        self._log = log
+        self._packet_debug = packet_debug
+        self.macs = MacTable(self._ourself)
+        self.counts: Counter[str] = Counter()
+
+    def captured(self, frame: bytes) -> None:
+        """A frame from the local bridge."""
+        if len(frame) < ETHERNET_HEADER or is_special(frame):
+            self.counts["malformed"] += 1
+            return
+        source, destination = frame[6:12], frame[:6]
+        if not source[0] & _GROUP:
+            learned = self.macs.learn_local(source, self._clock())
+            if learned is Learned.REFUSED:
+                self._refuse(source, destination)
+                return
+            if learned is not Learned.KNOWN:
+                self._log.debug("Discovered local MAC %s", source.hex(":"))
+        if destination[0] & _GROUP:
+            if destination == _STP:
+                self.counts["stp"] += 1
+                return
+            self._flood(self._ourself, frame)
+            return
+        owner = self.macs.owner(destination)
+        if owner is None:
+            self._flood(self._ourself, frame)
+        elif owner == self._ourself:
+            self.counts["local"] += 1
+        else:
+            self._relay(self._ourself, owner, frame)
+
+    def received(self, source: PeerName, destination: PeerName, frame: bytes) -> None:
+        """A frame from a link, captured at `source`, on its way to `destination`."""
+        if len(frame) < ETHERNET_HEADER or is_special(frame):
+            self.counts["malformed"] += 1
+            return
+        if not self._topology.knows(source) or not self._topology.knows(destination):
+            self.counts["unknown-peer"] += 1
+            return
+        if source == self._ourself:
+            self.counts["from-ourself"] += 1
+            if self.counts["from-ourself"] == 1:
+                self._log.warning("frames that we captured come back to us; a peer relays them wrongly")
+        if destination != self._ourself:
+            self._relay(source, destination, frame)
+            return
+        self._learn_remote(frame[6:12], source)
+        self._bridge.inject(frame)
+        self.counts["injected"] += 1
+        target = frame[:6]
+        if target[0] & _GROUP or self.macs.owner(target) != self._ourself:
+            self._flood(source, frame)
+
+    def _learn_remote(self, mac: bytes, peer: PeerName) -> None:
+        if mac[0] & _GROUP or peer == self._ourself:
+            return
+        if self.macs.learn_remote(mac, peer, self._clock()) is not Learned.KNOWN:
+            label = peer_label(peer, self._topology.nickname(peer))
+            self._log.info("Discovered remote MAC %s at %s", mac.hex(":"), label)
+
+    def _refuse(self, source: bytes, destination: bytes) -> None:
+        self.counts["reflected"] += 1
+        if self.counts["reflected"] in (1, 10, 100) or self.counts["reflected"] % 1000 == 0:
+            owner = self.macs.owner(source)
+            self._log.error(
+                "Captured frame from MAC (%s) to (%s) associated with another peer %s",
+                source.hex(":"),
+                destination.hex(":"),
+                "" if owner is None else format_peer_name(owner),
+            )
+
+    def _relay(self, source: PeerName, destination: PeerName, frame: bytes) -> None:
+        hop = self._topology.unicast(destination)
+        link = self._link(hop) if hop is not None else None
+        if link is None:
+            self.counts["no-route"] += 1
+            return
+        self._debug("relay", source, destination, frame)
+        link.send(source, destination, frame, broadcast=False)
+
+    def _flood(self, source: PeerName, frame: bytes) -> None:
+        for hop in self._topology.broadcast(source):
+            link = self._link(hop)
+            if link is None:
+                self.counts["no-route"] += 1
+            else:
+                self._debug("flood", source, hop, frame)
+                link.send(source, hop, frame, broadcast=True)
+
+    def _debug(self, what: str, source: PeerName, destination: PeerName, frame: bytes) -> None:
+        if self._packet_debug:
+            ends = f"{format_peer_name(source)} -> {format_peer_name(destination)}"
+            self._log.debug("%s %s: %s -> %s, %d bytes", what, ends, frame[6:12].hex(":"), frame[:6].hex(":"), len(frame))
