@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from random import Random
 
 from mesh.config import LIMITS, MAX_PROTOCOL_VERSION, TIMING, Limits, MeshConfig, Timing
-from mesh.connection import Connection, State, Wire
+from mesh.connection import Connection, Wire
 from mesh.errors import MeshError
 from mesh.gossip import Channel, Channels
 from mesh.handshake import Handshake
@@ -142,6 +142,23 @@ class Router:
     def connections(self) -> Mapping[PeerName, Connection]:
         """Connections that are part of the mesh, by peer."""
         return self._connections
+
+    # What forwarding asks, frame by frame (`overlay.seams.Topology`).
+
+    def knows(self, name: PeerName) -> bool:
+        return self.topology.knows(name)
+
+    def unicast(self, destination: PeerName) -> PeerName | None:
+        return self.routes.unicast.get(destination)
+
+    def broadcast(self, source: PeerName) -> tuple[PeerName, ...]:
+        return self.routes.broadcast(source)
+
+    def nickname(self, name: PeerName) -> str:
+        return self.topology.nickname(name)
+
+    def short_id(self, name: PeerName) -> int | None:
+        return self.topology.short_id(name)
 
     def all_connections(self) -> Iterable[Connection]:
         """Also those still being introduced."""
@@ -443,6 +460,3 @@ class Router:
             state = "established" if connection.established else "pending"
             yield ConnectionRow(connection.address, connection.outbound, state, info, attrs)
         yield from self.maker.rows(format_time)
-
-
-__all__ = ["NeverAgainError", "Router", "SelfConnectionError", "State"]

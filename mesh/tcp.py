@@ -20,7 +20,6 @@ from mesh.connection import Connection, address_text
 from mesh.errors import MeshError
 from mesh.gossip import Channel
 from mesh.maker import DirectPeer
-from mesh.names import PeerName
 from mesh.router import Router
 from mesh.seams import Gossiper, Overlay
 from mesh.status import MeshStatus

@@ -4,7 +4,8 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mesh import gob
 from mesh.crypto import KeyPair, Opener, Sealer

@@ -3,7 +3,8 @@
 from random import Random
 from typing import Any
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mesh.names import UNKNOWN, PeerName, format_peer_name, parse_peer_name
 from mesh.routes import Routes

@@ -4,7 +4,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mesh.gob import GobError
 from mesh.names import PeerName, format_peer_name, parse_peer_name

@@ -1,0 +1,275 @@
+"""The router process: what is made in which order, and how it ends.
+
+Bridge and TAP first (they need no event loop), then sleeve's sockets, the mesh, and the control API last: its first
+answer means "ready". Nothing that a killed router leaves behind stops the next start. Source: CLI spec §4.
+"""
+
+import asyncio
+import contextlib
+import faulthandler
+import logging
+import os
+import random
+import secrets
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import uvloop
+from aiohttp import web
+
+from host.bridge import MAX_TAP_MTU, TAP_NAME, bridge_mac, ensure_bridge, open_tap
+from host.errors import HostError
+from host.identity import system_name
+from mesh.config import MeshConfig
+from mesh.names import PeerName, format_peer_name, parse_peer_name, peer_label
+from mesh.tcp import MeshService
+from overlay.forwarding import FrameRouter
+from overlay.switch import OverlaySwitch
+from sleeve.datapath import SleeveDataPath
+from sleeve.tap import TapPort
+from weave_py import __version__, http, report
+from weave_py.log import options_line
+from weave_py.settings import Settings
+
+_EXPIRY_INTERVAL = 60.0
+
+
+class StartError(Exception):
+    """The router cannot start: one line for a person."""
+
+
+def peer_name(settings: Settings) -> PeerName:
+    """The name given, or the existing bridge's, or the machine's. Raises HostError."""
+    if settings.name is not None:
+        return settings.name
+    return parse_peer_name(bridge_mac(settings.bridge) or system_name(settings.host_root))
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What runs, for the control API and for the end."""
+
+    service: MeshService
+    sleeve: SleeveDataPath
+    frames: FrameRouter
+    tap: TapPort
+
+
+class Daemon:
+    """The assembled router (`weave_py.http.Control`)."""
+
+    def __init__(self, settings: Settings, log: logging.Logger) -> None:
+        self._settings = settings
+        self._log = log
+        self._parts: _Parts | None = None
+        self._runners: list[web.AppRunner] = []
+        self._stop = asyncio.Event()
+
+    @property
+    def parts(self) -> _Parts:
+        assert self._parts is not None, "the daemon was not started"
+        return self._parts
+
+    # --- life ---
+
+    async def run(self, name: PeerName, tap: int) -> None:
+        """Start, say so, and go on until told to stop. Raises StartError."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        faulthandler.register(signal.SIGQUIT, all_threads=True)
+        expiry: asyncio.Task[None] | None = None
+        try:
+            self._assemble(loop, name, tap)
+            await self._start()
+            expiry = loop.create_task(self._expire_addresses())
+            _notify_ready()
+            await self._stop.wait()
+            self._log.info("=== received SIGINT/SIGTERM ===\n*** exiting")
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+            await self._close()
+
+    def _assemble(self, loop: asyncio.AbstractEventLoop, name: PeerName, tap: int) -> None:
+        settings, log = self._settings, self._log
+        config = MeshConfig(
+            name=name,
+            nickname=settings.nickname,
+            passwords=settings.passwords,
+            host=settings.host,
+            port=settings.port,
+            conn_limit=settings.conn_limit,
+            min_protocol_version=settings.min_protocol_version,
+            discovery=settings.discovery,
+            trusted_subnets=settings.trusted_subnets,
+            mesh_degree=settings.mesh_degree,
+        )
+        uid = secrets.randbits(64) or 1
+        service = MeshService(config, uid=uid, rng=random.Random(secrets.randbits(256)), log=log)
+        try:
+            sleeve = SleeveDataPath(loop, service.router, host=settings.host, port=settings.port, log=log)
+        except OSError as error:
+            raise _address_error("udp", settings, error) from error
+        port = TapPort(loop, tap, sleeve.counts)
+        switch = OverlaySwitch([sleeve], log=log, peer_gone=lambda gone: frames.macs.forget_peer(gone))
+        frames = FrameRouter(
+            service.router, port, switch.link, clock=loop.time, log=log, packet_debug=settings.packet_debug
+        )
+        sleeve.attach(frames)
+        service.attach_overlay(switch)
+        port.start(frames.captured, sleeve.flush)
+        self._parts = _Parts(service, sleeve, frames, port)
+
+    async def _start(self) -> None:
+        settings, parts = self._settings, self.parts
+        try:
+            await parts.service.start()
+        except OSError as error:
+            raise _address_error("tcp", settings, error) from error
+        self._log.info("Sniffing traffic on %s (via tap)", TAP_NAME)
+        api = http.Api(self, self._log)
+        listeners = [
+            (settings.http_address, False, "control messages"),
+            (settings.socket_path, False, "control messages"),
+            (settings.status_address, True, "status requests"),
+        ]
+        for address, read_only, what in listeners:
+            if not address:
+                continue
+            try:
+                self._runners.append(await http.listen(api.application(read_only=read_only), address))
+            except (OSError, ValueError) as error:
+                raise StartError(f"unable to listen for {what} on {address}: {error}") from error
+            self._log.info("Listening for HTTP %s on %s", what, address)
+        # Names are resolved once the router answers: a slow resolver delays nobody.
+        if settings.peers:
+            for line in await self.connect(list(settings.peers), replace=False):
+                self._log.error("%s", line)
+
+    async def _expire_addresses(self) -> None:
+        while True:
+            await asyncio.sleep(_EXPIRY_INTERVAL)
+            self.parts.frames.macs.expire(asyncio.get_running_loop().time())
+
+    async def _close(self) -> None:
+        for runner in self._runners:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(runner.cleanup(), 2)
+        if self._parts is not None:
+            await self._parts.service.stop()
+            self._parts.sleeve.close()
+            self._parts.tap.close()
+
+    # --- control ---
+
+    def report(self) -> report.Document:
+        """Everything the router knows of itself."""
+        parts = self.parts
+        return report.build(parts.service.status(), self._router_fields(parts), __version__)
+
+    def _router_fields(self, parts: _Parts) -> dict[str, Any]:
+        format_time = parts.service.format_time
+        addresses = [
+            {
+                "Mac": mac.hex(":"),
+                "Name": format_peer_name(peer),
+                "NickName": parts.service.topology.nickname(peer),
+                "LastSeen": format_time(seen).split(" m=")[0],
+            }
+            for mac, peer, seen in parts.frames.macs.rows()
+        ]
+        dropped = {name: count for name, count in sorted(parts.sleeve.counts.items())}
+        return {
+            "Interface": f"{TAP_NAME} (via tap)",
+            "CaptureStats": {"PacketsDropped": dropped.get("tap-write-error", 0), **dropped},
+            "MACs": addresses or None,
+            "Frames": dict(sorted(parts.frames.counts.items())),
+            "Sleeve": {
+                "Implementation": "python",
+                "Links": [
+                    {
+                        "Peer": format_peer_name(link.peer),
+                        "MTU": link.mtu.mtu,
+                        "MTUVerified": link.mtu.verified,
+                        "FragmentsPass": link.link.fragments_pass,
+                        "Counts": dict(sorted(link.counts.items())),
+                    }
+                    for link in parts.sleeve.links()
+                ]
+                or None,
+            },
+        }
+
+    async def connect(self, peers: list[str], replace: bool) -> list[str]:
+        return await self.parts.service.connect(peers, replace)
+
+    def forget(self, peers: list[str]) -> None:
+        self.parts.service.forget(peers)
+
+
+def _address_error(protocol: str, settings: Settings, error: OSError) -> StartError:
+    reason = (error.strerror or str(error)).lower()
+    address = f"{settings.host or '0.0.0.0'}:{settings.port}"
+    return StartError(
+        f"listen {protocol} {address}: bind: {reason}; is another router running here? "
+        "Stop it, or choose another --port"
+    )
+
+
+def _notify_ready() -> None:
+    """Tell systemd, where it asked (sd_notify(3))."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        address = "\0" + path[1:] if path.startswith("@") else path
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"READY=1", address)
+
+
+def run(settings: Settings, log: logging.Logger) -> int:
+    """The whole life of a router; returns its exit code."""
+    log.info("%s", options_line(dict(settings.given)))
+    log.info("weave  %s", __version__)
+    try:
+        name = peer_name(settings)
+        tap = _prepare_host(settings, name, log)
+    except HostError as error:
+        log.critical("%s", error)
+        return 1
+    log.info("Our name is %s", peer_label(name, settings.nickname))
+    if settings.missing:
+        log.warning("not available in this version, going on without: %s", ", ".join(settings.missing))
+    peers = " ".join(settings.peers)
+    log.info("Launch detected - using supplied peer list: [%s]", peers)
+    try:
+        uvloop.run(_main(settings, log, name, tap))
+    except StartError as error:
+        log.critical("%s", error)
+        return 1
+    return 0
+
+
+async def _main(settings: Settings, log: logging.Logger, name: PeerName, tap: int) -> None:
+    await Daemon(settings, log).run(name, tap)
+
+
+def _prepare_host(settings: Settings, name: PeerName, log: logging.Logger) -> int:
+    mtu = settings.mtu or MAX_TAP_MTU
+    # The TAP tells whether another router runs here, before anything is changed under it.
+    ensure_bridge(settings.bridge, format_peer_name(name), mtu)
+    descriptor = open_tap(settings.bridge, mtu)
+    log.info("Bridge type is bridge")
+    if settings.passwords:
+        log.info("Communication between peers via untrusted networks is encrypted.")
+    else:
+        log.info("Communication between peers is unencrypted.")
+    return descriptor
+
+
+def fail(text: str, code: int) -> int:
+    """A line on stderr and an exit code."""
+    print(text, file=sys.stderr)
+    return code

@@ -1,0 +1,176 @@
+"""The control API: status, report, and what changes the router, over HTTP on loopback or a unix socket.
+
+Paths, texts and codes are those of Weave Net; beside them every status is there as JSON for `Accept:
+application/json`. The read-only address serves no request that changes anything. Source: CLI spec §5.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from weave_py import status_text
+from weave_py.report import Document, to_json
+from weave_py.template import ExecutionError, TemplateError, render
+
+_MAX_BODY = 1 << 20
+_JSON = "application/json"
+_NOT_FOUND = "404 page not found"
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Control(Protocol):
+    """What the API does to the router."""
+
+    def report(self) -> Document: ...
+
+    async def connect(self, peers: list[str], replace: bool) -> list[str]:
+        """Make peers direct targets; a line for each that could not be used."""
+
+    def forget(self, peers: list[str]) -> None: ...
+
+
+class HttpError(Exception):
+    """An answer other than success: its status, and one line."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def _error(status: int, text: str) -> web.Response:
+    return web.Response(status=status, text=f"{text}\n", headers={"X-Content-Type-Options": "nosniff"})
+
+
+class Api:
+    """The handlers; `application(control=...)` makes what a listener serves."""
+
+    def __init__(self, control: Control, log: logging.Logger) -> None:
+        self._control = control
+        self._log = log
+
+    def application(self, *, read_only: bool) -> web.Application:
+        """All routes, or those that change nothing."""
+        application = web.Application(middlewares=[self._middleware], client_max_size=_MAX_BODY)
+        views: dict[str, Callable[[Document], str]] = {
+            "": status_text.overview,
+            "/connections": status_text.connections,
+            "/peers": status_text.peers,
+            "/targets": status_text.targets,
+            # Names and addresses are not allocated here: nothing to show is no error.
+            "/dns": lambda report: "",
+            "/ipam": lambda report: "",
+        }
+        for path, view in views.items():
+            application.router.add_get(f"/status{path}", self._status(path, view), allow_head=False)
+        application.router.add_get("/report", self._report, allow_head=False)
+        if not read_only:
+            application.router.add_post("/connect", self._connect)
+            application.router.add_post("/forget", self._forget)
+        return application
+
+    @web.middleware
+    async def _middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._log.debug("[http] %s %s", request.method, request.path)
+        try:
+            return await handler(request)
+        except HttpError as error:
+            return _error(error.status, str(error))
+        except web.HTTPMethodNotAllowed:
+            return web.Response(status=405)
+        except web.HTTPException as error:
+            return _error(error.status, _NOT_FOUND if error.status == 404 else error.reason)
+        except Exception:
+            # The outermost edge of a request: a fault of ours must not end the server.
+            self._log.exception("unexpected error while answering %s %s", request.method, request.path)
+            return _error(500, "internal error; the router's log has it")
+
+    def _status(self, path: str, view: Callable[[Document], str]) -> Handler:
+        part = {"/connections": "Connections", "/peers": "Peers", "/targets": "Targets"}.get(path)
+
+        async def handle(request: web.Request) -> web.Response:
+            report = self._control.report()
+            if request.headers.get("Accept") != _JSON:
+                return web.Response(text=view(report))
+            document: Any = (report["Router"][part] or []) if part else None if path else report
+            return web.Response(text=to_json(document, indent=True), content_type=_JSON)
+
+        return handle
+
+    async def _report(self, request: web.Request) -> web.Response:
+        report = self._control.report()
+        if request.headers.get("Accept") == _JSON:
+            return web.Response(text=to_json(report, indent=True), content_type=_JSON)
+        formats = request.query.getall("format", [])
+        if len(formats) != 1:
+            raise HttpError(400, "error: must supply one format parameter")
+        try:
+            return web.Response(text=render(formats[0], report))
+        except TemplateError as error:
+            raise HttpError(400, str(error)) from error
+        except ExecutionError as error:
+            raise HttpError(500, "error during template execution") from error
+
+    async def _connect(self, request: web.Request) -> web.Response:
+        form = await _form(request)
+        replace = _boolean("replace", form.get("replace", ["false"])[0])
+        errors = await self._control.connect(form.get("peer", []), replace)
+        if errors:
+            raise HttpError(400, "\n".join(errors))
+        return web.Response()
+
+    async def _forget(self, request: web.Request) -> web.Response:
+        self._control.forget((await _form(request)).get("peer", []))
+        return web.Response()
+
+
+async def _form(request: web.Request) -> dict[str, list[str]]:
+    """Values of the query and of a form in the body."""
+    values: dict[str, list[str]] = {}
+    body = await request.post()
+    items: Iterable[tuple[str, Any]] = [*body.items(), *request.query.items()]
+    for name, value in items:
+        if isinstance(value, str):
+            values.setdefault(name, []).append(value)
+    return values
+
+
+def _boolean(name: str, text: str) -> bool:
+    if text in ("1", "t", "T", "TRUE", "true", "True"):
+        return True
+    if text in ("0", "f", "F", "FALSE", "false", "False", ""):
+        return False
+    raise HttpError(400, f'unable to parse {name} option: strconv.ParseBool: parsing "{text}": invalid syntax')
+
+
+async def listen(application: web.Application, address: str) -> web.AppRunner:
+    """Serve on `host:port` or a unix socket's path. Raises OSError, ValueError on an address that is none."""
+    runner = web.AppRunner(application, access_log=None, handle_signals=False)
+    await runner.setup()
+    try:
+        if address.startswith("/"):
+            await _listen_unix(runner, address)
+        else:
+            host, colon, port = address.rpartition(":")
+            if not colon or not port.isdecimal():
+                raise ValueError(f"address {address!r} is not host:port")
+            await web.TCPSite(runner, host.strip("[]") or None, int(port), reuse_address=True).start()
+    except BaseException:
+        await runner.cleanup()
+        raise
+    return runner
+
+
+async def _listen_unix(runner: web.AppRunner, path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    # Nobody but root may even connect; the file is made that way, not changed afterwards.
+    mask = os.umask(0o177)
+    try:
+        await web.UnixSite(runner, path).start()
+    finally:
+        os.umask(mask)

@@ -1,0 +1,342 @@
+"""The router's flags: Go's flag syntax, every flag of Weave Net 2.8, checked into one record.
+
+Flags of parts that this router does not have are accepted, so that an operator's scripts go on working, and named
+in one warning. Texts and exit codes are those that scripts know. Source: CLI spec §3.
+"""
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+
+from mesh.config import DEFAULT_CONNECTION_LIMIT, DEFAULT_PORT
+from mesh.names import InvalidPeerNameError, PeerName, parse_peer_name
+
+EXIT_USAGE = 125
+REDACTED = "<redacted>"
+_SECRET = frozenset(("password", "token"))
+LEVELS = ("debug", "info", "warning", "warn", "error", "fatal", "panic")
+
+
+class FlagError(Exception):
+    """The command line cannot be read: stderr, exit 125."""
+
+
+class SettingsError(Exception):
+    """The command line can be read and makes no sense: one FATA line, exit 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag. `kind`: str, int or bool. `missing`: what it belongs to, where this router has not got it."""
+
+    name: str
+    kind: type
+    default: str | int | bool
+    help: str
+    missing: str = ""
+
+
+def _flags() -> dict[str, Flag]:
+    flags = [
+        Flag("version", bool, False, "print version and exit"),
+        Flag("print-peer-name", bool, False, "print the peer name and exit"),
+        Flag("help", bool, False, "print this text"),
+        Flag("host", str, "", "local address to listen on and dial from"),
+        Flag("port", int, DEFAULT_PORT, "mesh TCP and sleeve UDP port"),
+        Flag("min-protocol-version", int, 1, "oldest protocol version to speak, 1 or 2"),
+        Flag("resume", bool, False, "connect to the peers of the last run", "persistence"),
+        Flag("weave-bridge", str, "weave", "name of the bridge"),
+        Flag("docker-bridge", str, "", "name of Docker's bridge", "Docker integration"),
+        Flag("datapath", str, "", "accepted and ignored: there is no Open vSwitch"),
+        Flag("no-fastdp", bool, False, "carry frames over sleeve only"),
+        Flag("no-bridged-fastdp", bool, False, "accepted and ignored"),
+        Flag("expect-npc", bool, False, "leave filtering to the policy controller", "network policy"),
+        Flag("no-masq-local", bool, False, "keep sources of traffic to local containers", "NAT rules"),
+        Flag("awsvpc", bool, False, "not supported"),
+        Flag("name", str, "", "peer name, six hex groups"),
+        Flag("nickname", str, "", "name for people, default the host's"),
+        Flag("password", str, "", "network password (better: WEAVE_PASSWORD or --password-file)"),
+        Flag("password-file", str, "", "file with one password a line; the first is primary, all are accepted"),
+        Flag("log-level", str, "info", "debug, info, warning or error"),
+        Flag("pkt-debug", bool, False, "log every packet"),
+        Flag("profile", str, "", "directory for profiles", "profiling"),
+        Flag("conn-limit", int, DEFAULT_CONNECTION_LIMIT, "connections at most, 0 for any number"),
+        Flag("mesh-degree", int, 0, "neighbours to keep; relays carry the rest; 0 for everybody"),
+        Flag("no-discovery", bool, False, "connect to given peers only"),
+        Flag("bufsz", int, 8, "accepted and ignored: no capture buffer"),
+        Flag("mtu", str, "0", "MTU of the bridge and of containers"),
+        Flag("http-addr", str, "", "control API: address:port, or a unix socket's path"),
+        Flag("status-addr", str, "", "read-only API: address:port"),
+        Flag("metrics-addr", str, "", "metrics: address:port", "metrics"),
+        Flag("socket", str, "", "control API on this unix socket as well"),
+        Flag("ipalloc-range", str, "", "range to allocate addresses from", "address allocation"),
+        Flag("ipalloc-default-subnet", str, "", "subnet to allocate from by default", "address allocation"),
+        Flag("ipalloc-init", str, "", "how the ring begins", "address allocation"),
+        Flag("docker-api", str, "", "Docker's API", "Docker integration"),
+        Flag("no-dns", bool, False, "no name service"),
+        Flag("trusted-subnets", str, "", "comma-separated networks to send frames to in clear"),
+        Flag("db-prefix", str, "", "where state is kept", "persistence"),
+        Flag("proc-path", str, "/proc", "accepted and ignored"),
+        Flag("host-root", str, "", "where the host's root is mounted"),
+    ]
+    names = {"dns-domain": "weave.local.", "dns-listen-address": "0.0.0.0:53", "dns-fallback-timeout": "5s"}
+    flags += [Flag(name, str, value, "name service", "names") for name, value in names.items()]
+    flags += [Flag(name, str, "", "name service", "names") for name in ("resolv-conf", "dns-upstream")]
+    flags += [Flag("dns-ttl", int, 1, "name service", "names"), Flag("kube-dns-names", bool, False, "names", "names")]
+    for name in ("token", "peer-discovery-url", "advertise-address"):
+        flags.append(Flag(name, str, "", "hosted discovery, gone since 2022"))
+    for name in ("plugin", "plugin-v2", "plugin-v2-multicast"):
+        flags.append(Flag(name, bool, False, "Docker network plugin", "the Docker plugin"))
+    for name in ("plugin-socket", "plugin-mesh-socket"):
+        flags.append(Flag(name, str, "", "Docker network plugin", "the Docker plugin"))
+    for name in ("H", "hostname-from-label", "hostname-match", "hostname-replacement", "tlscacert", "tlscert", "tlskey"):
+        flags.append(Flag(name, str, "", "Docker API proxy", "the Docker proxy"))
+    proxy = ("proxy", "rewrite-inspect", "no-default-ipalloc", "no-rewrite-hosts", "no-multicast-route", "without-dns")
+    for name in (*proxy, "tls", "tlsverify"):
+        flags.append(Flag(name, bool, False, "Docker API proxy", "the Docker proxy"))
+    return {flag.name: flag for flag in flags}
+
+
+FLAGS: Mapping[str, Flag] = _flags()
+_SHORT = {"h": "help"}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the router was told, checked. Passwords are in no repr."""
+
+    peers: tuple[str, ...]
+    name: PeerName | None
+    nickname: str
+    passwords: tuple[bytes, ...] = field(repr=False)
+    host: str
+    port: int
+    min_protocol_version: int
+    bridge: str
+    log_level: str
+    packet_debug: bool
+    conn_limit: int
+    mesh_degree: int | None
+    discovery: bool
+    mtu: int
+    http_address: str
+    status_address: str
+    socket_path: str
+    trusted_subnets: tuple[IPv4Network | IPv6Network, ...]
+    host_root: str
+    missing: tuple[str, ...]
+    given: Mapping[str, str]
+
+
+def parse(arguments: Sequence[str]) -> tuple[dict[str, str | int | bool], dict[str, str], list[str]]:
+    """(all values, those given as text with secrets redacted, peers). Raises FlagError."""
+    values: dict[str, str | int | bool] = {name: flag.default for name, flag in FLAGS.items()}
+    given: dict[str, str] = {}
+    peers: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            peers += rest
+            break
+        if not word.startswith("-") or word == "-":
+            peers.append(word)
+            continue
+        name, equals, text = word.lstrip("-").partition("=")
+        flag = FLAGS.get(_SHORT.get(name, name))
+        if flag is None:
+            raise FlagError(f"flag provided but not defined: {word.partition('=')[0]}")
+        if flag.kind is bool:
+            text = text if equals else "true"
+        elif not equals:
+            if not rest:
+                raise FlagError(f"flag needs an argument: --{flag.name}")
+            text = rest.pop(0)
+        values[flag.name] = _value(flag, text)
+        given[flag.name] = REDACTED if flag.name in _SECRET else text
+    return values, given, peers
+
+
+def _value(flag: Flag, text: str) -> str | int | bool:
+    if flag.kind is bool:
+        if text in ("1", "t", "T", "TRUE", "true", "True"):
+            return True
+        if text in ("0", "f", "F", "FALSE", "false", "False"):
+            return False
+        raise FlagError(f'invalid boolean value "{text}" for flag --{flag.name}: {_syntax("ParseBool", text)}')
+    if flag.kind is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise FlagError(f'invalid value "{text}" for flag --{flag.name}: {_syntax("ParseInt", text)}') from None
+    return text
+
+
+def _syntax(function: str, text: str) -> str:
+    return f'strconv.{function}: parsing "{text}": invalid syntax'
+
+
+def check(
+    values: Mapping[str, str | int | bool],
+    given: Mapping[str, str],
+    peers: Sequence[str],
+    environment: Mapping[str, str] = os.environ,
+) -> Settings:
+    """The settings that the values make. Raises SettingsError."""
+    level = str(values["log-level"])
+    if level not in LEVELS:
+        raise SettingsError(f'not a valid logrus Level: "{level}"')
+    if values["awsvpc"]:
+        if values["password"]:
+            raise SettingsError("--awsvpc mode is not compatible with the --password option")
+        raise SettingsError("--awsvpc is not supported: use the mesh's own data paths, or routes of the VPC itself")
+    for name in ("token", "peer-discovery-url"):
+        if values[name]:
+            raise SettingsError(f"--{name} is not supported: the discovery service is gone; name peers instead")
+    if values["resume"] and peers:
+        raise SettingsError("You must not specify an initial peer list in conjunction with --resume")
+    _check_ipam(values)
+    version = int(values["min-protocol-version"])
+    if version not in (1, 2):
+        raise SettingsError("--min-protocol-version must be in range [1,2]")
+    return Settings(
+        peers=tuple(peers),
+        name=_name(str(values["name"])),
+        nickname=str(values["nickname"]) or socket.gethostname(),
+        passwords=_passwords(values, environment),
+        host=str(values["host"]),
+        port=_port(int(values["port"])),
+        min_protocol_version=version,
+        bridge=str(values["weave-bridge"]),
+        log_level=level,
+        packet_debug=bool(values["pkt-debug"]),
+        conn_limit=_at_least(0, "conn-limit", int(values["conn-limit"])),
+        mesh_degree=_at_least(0, "mesh-degree", int(values["mesh-degree"])) or None,
+        discovery=not values["no-discovery"],
+        mtu=_mtu(str(values["mtu"])),
+        http_address=str(values["http-addr"]),
+        status_address=str(values["status-addr"]),
+        socket_path=str(values["socket"]),
+        trusted_subnets=_subnets(str(values["trusted-subnets"])),
+        host_root=str(values["host-root"]),
+        missing=tuple(sorted({FLAGS[name].missing for name in given if FLAGS[name].missing and values[name]})),
+        given=dict(sorted(given.items())),
+    )
+
+
+def _name(text: str) -> PeerName | None:
+    if not text:
+        return None
+    try:
+        name = parse_peer_name(text)
+    except InvalidPeerNameError as error:
+        raise SettingsError(str(error)) from error
+    if not name:
+        raise SettingsError("peer name 00:00:00:00:00:00 means 'unknown': choose another")
+    return name
+
+
+def _port(port: int) -> int:
+    if not 0 < port < 65535:
+        raise SettingsError(f"--port {port} is out of range: choose one from 1 to 65534 (the next one is used as well)")
+    return port
+
+
+def _at_least(least: int, name: str, value: int) -> int:
+    if value < least:
+        raise SettingsError(f"--{name} {value} is out of range: it is at least {least}")
+    return value
+
+
+def _mtu(text: str) -> int:
+    if text == "auto":
+        return 0
+    try:
+        mtu = int(text)
+    except ValueError:
+        raise SettingsError(f"--mtu {text} is no number: give bytes, or 'auto'") from None
+    if mtu and not 576 <= mtu <= 65521:
+        raise SettingsError(f"--mtu {mtu} is out of range: choose one from 576 to 65521, or 0 for the default")
+    return mtu
+
+
+def _passwords(values: Mapping[str, str | int | bool], environment: Mapping[str, str]) -> tuple[bytes, ...]:
+    path = str(values["password-file"])
+    if path:
+        try:
+            lines = Path(path).read_bytes().splitlines()
+        except OSError as error:
+            raise SettingsError(f"unable to read --password-file {path}: {error.strerror}") from error
+        passwords = tuple(line for line in lines if line)
+        if not passwords:
+            raise SettingsError(f"--password-file {path} holds no password")
+        return passwords
+    password = str(values["password"]) or environment.get("WEAVE_PASSWORD", "")
+    return (os.fsencode(password),) if password else ()
+
+
+def _subnets(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    subnets = []
+    for part in text.split(",") if text else []:
+        try:
+            if "/" not in part:
+                raise ValueError
+            subnets.append(ip_network(part, strict=False))
+        except ValueError:
+            raise SettingsError(f"Unable to parse trusted subnets: invalid CIDR address: {part}") from None
+    return tuple(subnets)
+
+
+def _check_ipam(values: Mapping[str, str | int | bool]) -> None:
+    """Mistakes about allocation are refused as they were, whether or not this router allocates."""
+    range_, subnet, init = (str(values[f"ipalloc-{name}"]) for name in ("range", "default-subnet", "init"))
+    if not range_:
+        if init:
+            raise SettingsError("--ipalloc-init specified without --ipalloc-range.")
+        if subnet:
+            raise SettingsError("--ipalloc-default-subnet specified without --ipalloc-range.")
+        return
+    if init:
+        _check_init(init)
+    universe = _subnet(range_)
+    if subnet and not _subnet(subnet).overlaps(universe):
+        raise SettingsError(f"IP address allocation default subnet {subnet} does not overlap with allocation range {range_}")
+
+
+def _check_init(text: str) -> None:
+    mode, equals, parameter = text.partition("=")
+    problem = ""
+    if mode == "consensus":
+        if equals and not parameter.isdecimal():
+            problem = f"bad consensus parameter: {parameter}"
+    elif mode == "seed":
+        if not parameter:
+            problem = "seed mode requires peer name list"
+    elif mode == "observer":
+        if equals:
+            problem = "observer mode takes no parameter"
+    else:
+        problem = f"unknown mode: {mode}"
+    if problem:
+        raise SettingsError(f"Unable to parse --ipalloc-init: {problem}")
+
+
+def _subnet(text: str) -> IPv4Network:
+    try:
+        return IPv4Network(text)
+    except ValueError as error:
+        if "host bits set" in str(error):
+            raise SettingsError(f"invalid subnet - bits after network prefix are not all zero: {text}") from None
+        raise SettingsError(f"invalid CIDR address: {text}") from None
+
+
+def usage() -> str:
+    """The flags, a line each."""
+    lines = ["Usage: weaver [flags] [peer ...]", ""]
+    for flag in sorted(FLAGS.values(), key=lambda flag: flag.name.lower()):
+        note = f" (not available: {flag.missing})" if flag.missing else ""
+        lines.append(f"  --{flag.name:<24} {flag.help}{note}")
+    return "\n".join(lines)

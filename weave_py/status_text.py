@@ -1,0 +1,85 @@
+"""The status texts, written from the report, byte for byte as scripts parse them. Source: CLI spec §6.1, §6.2."""
+
+from collections import Counter
+from typing import Any
+
+from weave_py.report import Document
+
+_LABEL = 15
+_STATES = ("established", "pending", "retrying", "failed", "connecting")
+
+
+def _line(label: str, value: object) -> str:
+    return f"{label:>{_LABEL}}: {value}\n"
+
+
+def overview(report: Document) -> str:
+    """`/status`."""
+    router = report["Router"]
+    oldest, newest = router["ProtocolMinVersion"], router["ProtocolMaxVersion"]
+    versions = f"weave {newest}" if oldest == newest else f"weave {oldest}..{newest}"
+    return (
+        _line("Version", f"{report['Version']} (version check update disabled)")
+        + "\n"
+        + _line("Service", "router")
+        + _line("Protocol", versions)
+        + _line("Name", f"{router['Name']}({router['NickName']})")
+        + _line("Encryption", _enabled(router["Encryption"]))
+        + _line("PeerDiscovery", _enabled(router["PeerDiscovery"]))
+        + _line("Targets", len(router["Targets"] or ()))
+        + _line("Connections", _connection_counts(router))
+        + _line("Peers", _peer_counts(router))
+        + _line("TrustedSubnets", ", ".join(router["TrustedSubnets"] or ()) or "none")
+    )
+
+
+def _enabled(value: bool) -> str:
+    return "enabled" if value else "disabled"
+
+
+def _connection_counts(router: dict[str, Any]) -> str:
+    rows = router["Connections"] or ()
+    counts = Counter(row["State"] for row in rows)
+    parts = [f"{counts[state]} {state}" for state in _STATES if counts[state]]
+    return f"{len(rows)} ({', '.join(parts)})" if parts else str(len(rows))
+
+
+def _peer_counts(router: dict[str, Any]) -> str:
+    links = [link for peer in router["Peers"] for link in peer["Connections"] or ()]
+    established = sum(link["Established"] for link in links)
+    pending = len(links) - established
+    parts = [f"{count} {what}" for count, what in ((established, "established"), (pending, "pending")) if count]
+    return f"{len(router['Peers'])} (with {', '.join(parts)} connections)" if parts else str(len(router["Peers"]))
+
+
+def connections(report: Document) -> str:
+    """`/status/connections`."""
+    lines = []
+    for row in report["Router"]["Connections"] or ():
+        attrs = row["Attrs"] or {}
+        shown = "".join(f"{key}={_attribute(attrs[key])}" for key in sorted(attrs) if key != "name")
+        arrow = "->" if row["Outbound"] else "<-"
+        lines.append(f"{arrow} {row['Address']:<21} {row['State']:<11} {row['Info']} {shown}\n")
+    return "".join(lines)
+
+
+def _attribute(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def targets(report: Document) -> str:
+    """`/status/targets`."""
+    return "".join(f"{target}\n" for target in report["Router"]["Targets"] or ())
+
+
+def peers(report: Document) -> str:
+    """`/status/peers`."""
+    lines = []
+    for peer in report["Router"]["Peers"]:
+        lines.append(f"{peer['Name']}({peer['NickName']})\n")
+        for link in peer["Connections"] or ():
+            arrow = "->" if link["Outbound"] else "<-"
+            label = f"{link['Name']}({link['NickName']})"
+            state = "established" if link["Established"] else "pending"
+            lines.append(f"   {arrow} {link['Address']:<21} {label:<37} {state}\n")
+    return "".join(lines)
