@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from random import Random
+from typing import cast
 
 from mesh.config import LIMITS, TIMING, Limits, MeshConfig, Timing
 from mesh.connection import Connection, address_text
@@ -59,17 +60,17 @@ class _Stream(asyncio.Protocol):
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are no subclass of asyncio's.
+        stream = self._transport = cast(asyncio.Transport, transport)
         try:
-            self._set_options(transport)
-            self._local = _address(transport.get_extra_info("sockname"))
-            self._remote = _address(transport.get_extra_info("peername"))
+            self._set_options(stream)
+            self._local = _address(stream.get_extra_info("sockname"))
+            self._remote = _address(stream.get_extra_info("peername"))
         except (OSError, TypeError):
             # The peer was gone before we looked at it.
-            transport.abort()
+            stream.abort()
             return
-        transport.set_write_buffer_limits(high=_WRITE_HIGH)
+        stream.set_write_buffer_limits(high=_WRITE_HIGH)
         self._connection = self._service.router.opened(
             self, local=self._local, remote=self._remote, attempt=self._attempt
         )

@@ -1,0 +1,205 @@
+"""Routers in the lab's hosts: ours, or a foreign one that is given by its path.
+
+A router is started in its host's namespace with state and log in a directory of its own, and ended by its pid.
+"""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab.net import Host, LabError, inside, run
+
+_CONTROL = "127.0.0.1:6784"
+
+
+def peer_name(number: int) -> str:
+    """The peer name of host `number`."""
+    return f"0a:00:00:00:00:{number:02x}"
+
+
+@dataclass(slots=True)
+class Router:
+    """A running router. `foreign` is the path of one that is not ours."""
+
+    host: Host
+    directory: Path
+    foreign: str | None = None
+    password: str | None = None
+    process: "subprocess.Popen[bytes] | None" = field(default=None)
+
+    @property
+    def pid(self) -> int:
+        """The process that was started (a foreign router's parent)."""
+        if self.process is None:
+            raise LabError(f"the router of host {self.host.number} was not started")
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        return (self.directory / "weaver.log").read_text(errors="replace")
+
+    def start(self, peers: Sequence[str], *flags: str) -> None:
+        """Start it with these peers and further flags."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        command = [
+            *inside(self.host.namespace),
+            *self._program(),
+            "--name", peer_name(self.host.number),
+            "--nickname", f"host{self.host.number}",
+            "--http-addr", _CONTROL,
+            "--no-dns", "--no-fastdp",
+            *flags, *peers,
+        ]  # fmt: skip
+        environment = {**os.environ, "CHECKPOINT_DISABLE": "1", "WEAVE_PASSWORD": self.password or ""}
+        with (self.directory / "weaver.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def _program(self) -> list[str]:
+        if self.foreign is None:
+            return [sys.executable, "-m", "weave_py.weaver"]
+        own = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", self.foreign]
+        state = ["--weave-bridge", "weave", "--datapath", "datapath", "--docker-api=", "--port", "6783"]
+        return [*own, *state, "--db-prefix", str(self.directory / "weave")]
+
+    def _router_pids(self) -> list[int]:
+        """The router itself, below whatever started it."""
+        if self.process is None or self.process.poll() is not None:
+            return []
+        if self.foreign is None:
+            return [self.process.pid]
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(child) for child in children] or [self.process.pid]
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the router so far."""
+        total = 0.0
+        for pid in self._router_pids():
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return total
+
+    def resident_bytes(self) -> int:
+        """Resident memory of the router."""
+        return sum(
+            int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            for pid in self._router_pids()
+        )
+
+    def stop(self, *, kill: bool = False, timeout: float = 15.0) -> int:
+        """End it; returns its exit code."""
+        if self.process is None:
+            return 0
+        for pid in self._router_pids():
+            try:
+                os.kill(pid, signal.SIGKILL if kill else signal.SIGTERM)
+            except ProcessLookupError:
+                continue
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(timeout)
+            raise LabError(f"the router of host {self.host.number} did not stop within {timeout:.0f} s") from None
+        finally:
+            self.process = None
+
+    # --- asking it ---
+
+    def get(self, path: str, accept: str = "*/*") -> str:
+        """A control request's answer. Raises OSError while the router does not listen."""
+        return self._request("GET", path, accept=accept)
+
+    def post(self, path: str, body: str = "") -> str:
+        """A control request that changes something."""
+        return self._request("POST", path, body=body)
+
+    def _request(self, method: str, path: str, *, body: str = "", accept: str = "*/*") -> str:
+        connection = _HostConnection(self.host.namespace)
+        headers = {"Accept": accept, "Content-Type": "application/x-www-form-urlencoded"}
+        try:
+            connection.request(method, path, body or None, headers)
+            response = connection.getresponse()
+            return response.read().decode()
+        finally:
+            connection.close()
+
+    def report(self) -> dict[str, Any]:
+        """The whole report."""
+        return dict(json.loads(self.get("/report", accept="application/json")))
+
+    def established(self) -> set[str]:
+        """Names of peers with an established connection."""
+        rows = self.report()["Router"]["Connections"] or []
+        return {row["Info"].split()[-1].partition("(")[0] for row in rows if row["State"] == "established"}
+
+    def answers(self) -> bool:
+        """Whether the control API is up."""
+        try:
+            self.get("/status")
+        except OSError:
+            return False
+        return True
+
+
+class _HostConnection(http.client.HTTPConnection):
+    """HTTP to the loopback of another namespace: the socket is made there, and used from here."""
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__("127.0.0.1", 6784, timeout=10)
+        self._namespace = namespace
+
+    def connect(self) -> None:
+        self.sock = socket_in(self._namespace)
+        self.sock.settimeout(10)
+        self.sock.connect(("127.0.0.1", 6784))
+
+
+def socket_in(namespace: str, kind: int = socket.SOCK_STREAM, family: int = socket.AF_INET) -> socket.socket:
+    """A socket of a namespace: a child enters it, makes the socket and hands it over."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    program = (
+        "import socket,sys;"
+        f"s=socket.socket({int(family)},{int(kind)});"
+        "socket.send_fds(socket.socket(fileno=int(sys.argv[1])),[b'x'],[s.fileno()])"
+    )
+    command = [*inside(namespace), sys.executable, "-I", "-S", "-c", program, str(theirs.fileno())]
+    with ours, theirs:
+        done = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, timeout=20, check=False)
+        if done.returncode:
+            raise LabError(f"no socket in {namespace}: {done.stderr.decode().strip()}")
+        ours.settimeout(5)
+        _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+    return socket.socket(fileno=descriptors[0])
+
+
+def wait_until(what: str, holds: Callable[[], bool], timeout: float, interval: float = 0.2) -> float:
+    """Seconds until something holds. Raises LabError, naming it, where it does not in time."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < timeout:
+        if holds():
+            return time.monotonic() - begun
+        time.sleep(interval)
+    raise LabError(f"after {timeout:.0f} s still not: {what}")
+
+
+def weave(host: Host, *arguments: str, check: bool = True) -> str:
+    """Our command line, in a host."""
+    return run(*inside(host.namespace, sys.executable, "-m", "weave_py.cli", *arguments), check=check)
