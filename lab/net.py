@@ -6,7 +6,6 @@ Names: `<prefix>-sw` is the underlay's switch, `<prefix>-h1` a host, `<prefix>-c
 
 import os
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 

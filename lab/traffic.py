@@ -117,7 +117,9 @@ def datagrams(
     """
     group = to if int(to.split(".")[0]) >= 224 or to.endswith(".255") else "-"
     expected = count * len(sizes)
-    local = {name: _server(name, _UDP_SERVER, _PORT, group, wait, address, expected) for name, address in targets.items()}
+    local = {
+        name: _server(name, _UDP_SERVER, _PORT, group, wait, address, expected) for name, address in targets.items()
+    }
     own = run(*inside(source, "ip", "-4", "-o", "addr", "show", "dev", "ethwe")).split()[3].partition("/")[0]
     sizes_text = ",".join(map(str, sizes))
     _finish(_spawn(source, _UDP_CLIENT, to, _PORT, sizes_text, count, own, 2 if df else 0), 60)

@@ -96,8 +96,7 @@ def _unsigned(text: str, bits: int) -> int:
 def _short_id(text: str | None) -> int | None:
     if text is None:
         return None
-    value = _unsigned(text, 12)
-    return value
+    return _unsigned(text, 12)
 
 
 def _boolean(text: str) -> bool:

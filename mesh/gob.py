@@ -72,11 +72,11 @@ class Cursor:
         self.position = stop
         return int.from_bytes(self.buffer[position + 1 : stop], "big")
 
-    def int(self) -> int:
+    def signed(self) -> int:
         raw = self.uint()
         return ~(raw >> 1) if raw & 1 else raw >> 1
 
-    def bytes(self) -> bytes:
+    def octets(self) -> bytes:
         size = self.uint()
         start = self.position
         if size > self.end - start:
@@ -105,7 +105,7 @@ def _read_bool(cursor: Cursor) -> bool:
 
 
 def _read_string(cursor: Cursor) -> str:
-    return cursor.bytes().decode("utf-8", "surrogateescape")
+    return cursor.octets().decode("utf-8", "surrogateescape")
 
 
 def _read_float(cursor: Cursor) -> float:
@@ -118,7 +118,7 @@ def _read_complex(cursor: Cursor) -> complex:
 
 
 def _read_interface(cursor: Cursor) -> Any:
-    name = cursor.bytes()
+    name = cursor.octets()
     if not name:
         return None
     if cursor.stream is None:
@@ -145,9 +145,9 @@ def _builtin_reader(kind: Basic, what: str) -> Read:
         return _uint_reader(kind.bits, what)
     return {
         BOOL.wire: _read_bool,
-        INT.wire: Cursor.int,
+        INT.wire: Cursor.signed,
         FLOAT.wire: _read_float,
-        BYTES.wire: Cursor.bytes,
+        BYTES.wire: Cursor.octets,
         STRING.wire: _read_string,
         COMPLEX.wire: _read_complex,
         INTERFACE.wire: _read_interface,
@@ -198,13 +198,13 @@ def _read_definition_body(cursor: Cursor, definition: _Definition) -> None:
                 if common == 0:
                     definition.name = _read_string(cursor)
                 elif common == 1:
-                    cursor.int()
+                    cursor.signed()
                 else:
                     raise GobError("gob: malformed type definition")
         elif definition.tag == 2 and number == 1:
             definition.fields = [_read_field(cursor) for _ in range(cursor.count())]
         elif definition.tag in (0, 1, 3) and number <= 2:
-            ids[number] = cursor.int()
+            ids[number] = cursor.signed()
         else:
             raise GobError("gob: malformed type definition")
     if definition.tag == 0:
@@ -221,7 +221,7 @@ def _read_field(cursor: Cursor) -> tuple[str, int]:
         if number == 0:
             name = _read_string(cursor)
         elif number == 1:
-            kind = cursor.int()
+            kind = cursor.signed()
         else:
             raise GobError("gob: malformed type definition")
     return name, kind
@@ -306,7 +306,7 @@ class _Planner:
                 )
         if definition.tag < 4:
             raise GobError(f"gob: wrong type (opaque) for received field {what}")
-        return Cursor.bytes
+        return Cursor.octets
 
     def _struct(self, kind: Struct, definition: _Definition, what: str) -> Read:
         wanted = {declared.name: declared for declared in kind.fields}
@@ -405,7 +405,7 @@ class Decoder:
     def interface_value(self, cursor: Cursor) -> Any:
         """A value of a type that only the stream knows; its definition may end the current message."""
         while True:
-            wire = cursor.int()
+            wire = cursor.signed()
             if wire >= 0:
                 break
             self._define(-wire, cursor)
@@ -415,7 +415,7 @@ class Decoder:
             if following is None:
                 raise GobError("gob: unexpected end of data")
             cursor.buffer, cursor.position, cursor.end = following.buffer, following.position, following.end
-        body = Cursor(cursor.bytes(), self)
+        body = Cursor(cursor.octets(), self)
         body.depth = cursor.depth + 1
         if body.depth > MAX_DEPTH:
             raise GobError("gob: values are nested too deeply")
@@ -442,7 +442,7 @@ class Decoder:
         outer = self._cursor
         if outer.position >= outer.end:
             return None
-        body = outer.bytes()
+        body = outer.octets()
         return Cursor(body, self) if body else None
 
     def _peek(self) -> tuple[int, Cursor] | None:
@@ -453,7 +453,7 @@ class Decoder:
             if cursor is None:
                 self._cursor.position = before
                 return None
-            wire = cursor.int()
+            wire = cursor.signed()
             if wire >= 0:
                 self._cursor.position = before
                 return wire, cursor

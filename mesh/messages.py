@@ -91,7 +91,7 @@ def decode_gossip_unicast(payload: bytes) -> tuple[str, PeerName, PeerName, byte
 
 def _value(cursor: gob.Cursor, kind: bytes) -> gob.Cursor | None:
     """The next message's value if it is of this kind and has no other shape."""
-    body = gob.Cursor(cursor.bytes())
+    body = gob.Cursor(cursor.octets())
     if body.buffer[:2] != kind:
         return None
     body.position = 2
@@ -99,7 +99,7 @@ def _value(cursor: gob.Cursor, kind: bytes) -> gob.Cursor | None:
 
 
 def _text(cursor: gob.Cursor) -> str:
-    return cursor.bytes().decode("utf-8", "surrogateescape")
+    return cursor.octets().decode("utf-8", "surrogateescape")
 
 
 def _peer(cursor: gob.Cursor) -> PeerName:
@@ -107,4 +107,4 @@ def _peer(cursor: gob.Cursor) -> PeerName:
 
 
 def _bytes(cursor: gob.Cursor) -> bytes:
-    return cursor.bytes()
+    return cursor.octets()

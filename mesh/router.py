@@ -311,7 +311,8 @@ class Router:
         ours = self.topology.ourself
         existing = self._connections.get(connection.name)
         if existing is not None:
-            error = MeshError(f"Multiple connections to {connection.label} added to {peer_label(ours.name, ours.nickname)}")
+            us = peer_label(ours.name, ours.nickname)
+            error = MeshError(f"Multiple connections to {connection.label} added to {us}")
             if connection.uid <= existing.uid:
                 existing.close(error)
             if connection.uid >= existing.uid:
@@ -444,8 +445,9 @@ class Router:
         for name in sorted(self.topology.names(), key=lambda name: (name != ourself, name)):
             entry = self.topology.get(name)
             assert entry is not None
+            nickname = self.topology.nickname
             links = tuple(
-                PeerLinkRow(link.remote, self.topology.nickname(link.remote), link.address, link.outbound, link.established)
+                PeerLinkRow(link.remote, nickname(link.remote), link.address, link.outbound, link.established)
                 for link in sorted(entry.links.values(), key=lambda link: link.remote)
             )
             yield PeerRow(name, entry.nickname, entry.uid, entry.short_id, entry.version, links)

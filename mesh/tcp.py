@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from random import Random
@@ -272,12 +272,12 @@ class MeshService:
             if tokens < 0:
                 await asyncio.sleep(-tokens * _ACCEPT_INTERVAL)
 
-    def _spawn(self, work: "asyncio._CoroutineLike[None]", what: str) -> None:
+    def _spawn(self, work: Coroutine[None, None, None], what: str) -> None:
         task = self._loop.create_task(self._watched(work, what))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _watched(self, work: "asyncio._CoroutineLike[None]", what: str) -> None:
+    async def _watched(self, work: Coroutine[None, None, None], what: str) -> None:
         try:
             await work
         except Exception:

@@ -33,7 +33,18 @@ MAX_SHORT_ID = 4095
 class Entry:
     """One peer, as last heard. Never changed; shared freely between topologies of one process."""
 
-    __slots__ = ("_fingerprint", "_messages", "_pair", "has_short_id", "links", "name", "nickname", "short_id", "uid", "version")  # fmt: skip
+    __slots__ = (
+        "_fingerprint",
+        "_messages",
+        "_pair",
+        "has_short_id",
+        "links",
+        "name",
+        "nickname",
+        "short_id",
+        "uid",
+        "version",
+    )
 
     def __init__(
         self,

@@ -301,6 +301,7 @@ class TopologyGossip:
 
     def _forget_old(self) -> None:
         now = self._scheduler.now()
-        for memory, age in ((self._wanted, self._timing.want_timeout), (self._collected, self._timing.collected_memory)):
+        timing = self._timing
+        for memory, age in ((self._wanted, timing.want_timeout), (self._collected, timing.collected_memory)):
             for name in [name for name, (_, _, at) in memory.items() if now - at > age]:
                 del memory[name]

@@ -75,7 +75,7 @@ def _prefixes() -> tuple[bytes, bytes, bytes]:
 
 
 def _id(body: bytes) -> int:
-    return gob.Cursor(body).int()
+    return gob.Cursor(body).signed()
 
 
 def _split(stream: bytes) -> tuple[bytes, list[bytes]]:
@@ -206,9 +206,9 @@ def decode_pair(pair: Pair) -> Described:
     while delta := cursor.uint():
         number += delta
         if number == 0:
-            described.name = peer_name_from_bytes(cursor.bytes())
+            described.name = peer_name_from_bytes(cursor.octets())
         elif number == 1:
-            described.nickname = cursor.bytes().decode("utf-8", "surrogateescape")
+            described.nickname = cursor.octets().decode("utf-8", "surrogateescape")
         elif number == 2:
             described.uid = cursor.uint()
         elif number == 3:
@@ -252,9 +252,9 @@ def _decode_links_slowly(cursor: gob.Cursor, count: int) -> dict[PeerName, Link]
         while delta := cursor.uint():
             number += delta
             if number == 0:
-                name = cursor.bytes()
+                name = cursor.octets()
             elif number == 1:
-                address = cursor.bytes().decode("utf-8", "surrogateescape")
+                address = cursor.octets().decode("utf-8", "surrogateescape")
             elif number == 2:
                 outbound = cursor.uint() != 0
             elif number == 3:

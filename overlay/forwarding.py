@@ -136,4 +136,5 @@ class FrameRouter:
     def _debug(self, what: str, source: PeerName, destination: PeerName, frame: bytes) -> None:
         if self._packet_debug:
             ends = f"{format_peer_name(source)} -> {format_peer_name(destination)}"
-            self._log.debug("%s %s: %s -> %s, %d bytes", what, ends, frame[6:12].hex(":"), frame[:6].hex(":"), len(frame))
+            macs = f"{frame[6:12].hex(':')} -> {frame[:6].hex(':')}"
+            self._log.debug("%s %s: %s, %d bytes", what, ends, macs, len(frame))

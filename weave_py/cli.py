@@ -22,7 +22,15 @@ _START_LIMIT = 30.0
 _STOP_LIMIT = 15.0
 _POLL = 0.1
 _REMOVED = (
-    ["run", "start", "restart", "launch-plugin", "stop-plugin", "launch-proxy", "stop-proxy", "launch-router", "stop-router"]
+    "run",
+    "start",
+    "restart",
+    "launch-plugin",
+    "stop-plugin",
+    "launch-proxy",
+    "stop-proxy",
+    "launch-router",
+    "stop-router",
 )
 _PARTS = ("targets", "connections", "peers", "dns", "ipam")
 USAGE = """Usage:
@@ -218,7 +226,7 @@ def _addresses(words: Sequence[str]) -> list[Any]:
 def _attach(arguments: list[str]) -> int:
     words = [word for word in arguments if word != "--no-multicast-route"]
     if len(words) < 2:
-        raise UsageError("" if words else "")
+        raise UsageError("")
     from host.attach import attach
 
     addresses = _addresses(words[:-1])

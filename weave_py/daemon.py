@@ -182,7 +182,7 @@ class Daemon:
             }
             for mac, peer, seen in parts.frames.macs.rows()
         ]
-        dropped = {name: count for name, count in sorted(parts.sleeve.counts.items())}
+        dropped = dict(sorted(parts.sleeve.counts.items()))
         return {
             "Interface": f"{TAP_NAME} (via tap)",
             "CaptureStats": {"PacketsDropped": dropped.get("tap-write-error", 0), **dropped},

@@ -92,7 +92,8 @@ def _flags() -> dict[str, Flag]:
         flags.append(Flag(name, bool, False, "Docker network plugin", "the Docker plugin"))
     for name in ("plugin-socket", "plugin-mesh-socket"):
         flags.append(Flag(name, str, "", "Docker network plugin", "the Docker plugin"))
-    for name in ("H", "hostname-from-label", "hostname-match", "hostname-replacement", "tlscacert", "tlscert", "tlskey"):
+    labels = ("hostname-from-label", "hostname-match", "hostname-replacement")
+    for name in ("H", *labels, "tlscacert", "tlscert", "tlskey"):
         flags.append(Flag(name, str, "", "Docker API proxy", "the Docker proxy"))
     proxy = ("proxy", "rewrite-inspect", "no-default-ipalloc", "no-rewrite-hosts", "no-multicast-route", "without-dns")
     for name in (*proxy, "tls", "tlsverify"):
@@ -303,7 +304,8 @@ def _check_ipam(values: Mapping[str, str | int | bool]) -> None:
         _check_init(init)
     universe = _subnet(range_)
     if subnet and not _subnet(subnet).overlaps(universe):
-        raise SettingsError(f"IP address allocation default subnet {subnet} does not overlap with allocation range {range_}")
+        text = f"IP address allocation default subnet {subnet} does not overlap with allocation range {range_}"
+        raise SettingsError(text)
 
 
 def _check_init(text: str) -> None:

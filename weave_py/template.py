@@ -25,7 +25,8 @@ _TOKEN = re.compile(
     r"""\s*(?:(?P<string>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<number>-?\d+)|(?P<field>(?:\.[A-Za-z_]\w*)+|\.)"""
     r"""|(?P<variable>\$\w*(?:\.[A-Za-z_]\w*)*)|(?P<assign>:=|=)|(?P<word>[A-Za-z_]\w*)|(?P<mark>[()|,]))"""
 )
-_FUNCTIONS = frozenset(["and", "or", "not", "len", "index", "eq", "ne", "lt", "le", "gt", "ge", "printf", "print", "println", "json"])
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+_FUNCTIONS = frozenset(("and", "or", "not", "len", "index", "printf", "print", "println", "json", *_COMPARISONS))
 _MAX_OUTPUT = 16 << 20
 
 

@@ -1,5 +1,6 @@
 """The mesh as a whole on virtual time: it forms, heals, forgets, and never leaks a connection."""
 
+import itertools
 from random import Random
 
 import pytest
@@ -191,7 +192,7 @@ def test_gossip_channels_reach_everybody_over_strangers() -> None:
     """A chain in which only the ends use the channel: those between relay it without knowing it."""
     network = Network(4)
     nodes = [network.add(number, discovery=False) for number in range(1, 6)]
-    for before, node in zip(nodes, nodes[1:], strict=False):
+    for before, node in itertools.pairwise(nodes):
         node.connect([before])
     first, last = Listener(), Listener()
     channel = nodes[0].router.open_channel("news", first)

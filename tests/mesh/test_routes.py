@@ -62,7 +62,8 @@ def usable(links: dict[int, dict[int, bool]], peer: int, symmetric: bool) -> lis
     return [remote for remote, established in listed.items() if established and links.get(remote, {}).get(peer)]
 
 
-GRAPHS = st.dictionaries(st.integers(1, 12), st.dictionaries(st.integers(1, 12), st.booleans(), max_size=5), max_size=12)
+LISTS = st.dictionaries(st.integers(1, 12), st.booleans(), max_size=5)
+GRAPHS = st.dictionaries(st.integers(1, 12), LISTS, max_size=12)
 
 
 @settings(max_examples=60)

@@ -17,6 +17,6 @@ def load(room: str, file: str) -> list[dict[str, Any]]:
     return list(vectors)
 
 
-def vectors(room: str, file: str) -> Any:
+def vectors(room: str, file: str) -> pytest.MarkDecorator:
     """Parametrise a test by the vectors of a file: the test takes an argument `vector`."""
     return pytest.mark.parametrize("vector", [pytest.param(v, id=str(v["name"])) for v in load(room, file)])
