@@ -25,6 +25,24 @@ class LinkSender(Protocol):
     def send(self, source: PeerName, destination: PeerName, frame: bytes, broadcast: bool) -> None: ...
 
 
+class _LineBudget:
+    """How many lines one kind of event may log: a burst, then a trickle. Forged addresses fill no disk."""
+
+    def __init__(self, burst: float = 100.0, per_second: float = 1.0) -> None:
+        self._burst = self._left = burst
+        self._per_second = per_second
+        self._since = 0.0
+
+    def take(self, now: float) -> bool:
+        """Whether one more line may be written at `now`."""
+        self._left = min(self._burst, self._left + (now - self._since) * self._per_second)
+        self._since = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 class FrameRouter:
     """The frame router of one node (`overlay.seams.FrameSink`). `clock` gives monotonic seconds."""
 
@@ -47,6 +65,8 @@ class FrameRouter:
         self._packet_debug = packet_debug
         self.macs = MacTable(self._ourself)
         self.counts: Counter[str] = Counter()
+        self._discoveries = _LineBudget()
+        self._refusals = _LineBudget(burst=10.0, per_second=0.1)
 
     def captured(self, frame: bytes) -> None:
         """A frame from the local bridge."""
@@ -55,12 +75,15 @@ class FrameRouter:
             return
         source, destination = frame[6:12], frame[:6]
         if not source[0] & _GROUP:
-            learned = self.macs.learn_local(source, self._clock())
+            now = self._clock()
+            learned = self.macs.learn_local(source, now)
             if learned is Learned.REFUSED:
-                self._refuse(source, destination)
+                self._refuse(source, destination, now)
                 return
             if learned is not Learned.KNOWN:
-                self._log.debug("Discovered local MAC %s", source.hex(":"))
+                self._discovered(learned)
+                if self._discoveries.take(now):
+                    self._log.debug("Discovered local MAC %s", source.hex(":"))
         if destination[0] & _GROUP:
             if destination == _STP:
                 self.counts["stp"] += 1
@@ -100,13 +123,22 @@ class FrameRouter:
     def _learn_remote(self, mac: bytes, peer: PeerName) -> None:
         if mac[0] & _GROUP or peer == self._ourself:
             return
-        if self.macs.learn_remote(mac, peer, self._clock()) is not Learned.KNOWN:
-            label = peer_label(peer, self._topology.nickname(peer))
-            self._log.info("Discovered remote MAC %s at %s", mac.hex(":"), label)
+        now = self._clock()
+        learned = self.macs.learn_remote(mac, peer, now)
+        if learned is not Learned.KNOWN:
+            self._discovered(learned)
+            if self._discoveries.take(now):
+                label = peer_label(peer, self._topology.nickname(peer))
+                self._log.info("Discovered remote MAC %s at %s", mac.hex(":"), label)
 
-    def _refuse(self, source: bytes, destination: bytes) -> None:
+    def _discovered(self, learned: Learned) -> None:
+        self.counts["mac-moved" if learned is Learned.MOVED else "mac-new"] += 1
+        if self.macs.evicted:
+            self.counts["mac-evicted"] = self.macs.evicted
+
+    def _refuse(self, source: bytes, destination: bytes, now: float) -> None:
         self.counts["reflected"] += 1
-        if self.counts["reflected"] in (1, 10, 100) or self.counts["reflected"] % 1000 == 0:
+        if self._refusals.take(now):
             owner = self.macs.owner(source)
             self._log.error(
                 "Captured frame from MAC (%s) to (%s) associated with another peer %s",

@@ -3,8 +3,10 @@
 A frame from a link always moves its source to the peer it came from. A frame from the local bridge moves its
 source to us, unless the same address spoke from elsewhere a moment ago: then it is a reflection (a loop behind
 some container), and is dropped. Weave Net 2.8 keeps dropping until the entry ages out, up to eleven minutes;
-here the first frame after the guard heals it. Each peer may claim a bounded number of addresses, so that nobody
-can push out the local ones. Source: data plane spec §6.1.
+here the first frame after the guard heals it (frames that we put on the bridge do not come back from the TAP, so
+only a loop outside can reflect). Each peer may claim a bounded number of addresses, and all remote peers together
+another, so that forged sources push out neither local addresses nor those of peers with few. What makes room is
+an address that was not heard again since it was learned, where there is one. Source: data plane spec §6.1.
 """
 
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from mesh.names import PeerName
 MAX_AGE = 600.0
 REFLECTION_GUARD = 0.5
 MAX_PER_PEER = 8192
+MAX_REMOTE = 65536
 
 
 class Learned(Enum):
@@ -34,13 +37,18 @@ class _Address:
 
 
 class MacTable:
-    """Addresses (6 bytes) and their peers. `now` is monotonic, in seconds."""
+    """Addresses (6 bytes) and their peers. `now` is monotonic, in seconds.
 
-    def __init__(self, ourself: PeerName, *, per_peer: int = MAX_PER_PEER) -> None:
+    `per_peer` bounds the addresses of each peer, ourself included; `remote` those of all other peers together.
+    """
+
+    def __init__(self, ourself: PeerName, *, per_peer: int = MAX_PER_PEER, remote: int = MAX_REMOTE) -> None:
         self._ourself = ourself
         self._per_peer = per_peer
+        self._max_remote = remote
         self._addresses: dict[bytes, _Address] = {}
-        self._of_peer: dict[PeerName, dict[bytes, None]] = {}
+        # In the order of eviction; the value is when the address took its place in the queue.
+        self._of_peer: dict[PeerName, dict[bytes, float]] = {}
         self.evicted = 0
 
     def __len__(self) -> int:
@@ -70,18 +78,36 @@ class MacTable:
         return self._set(mac, peer, now)
 
     def _set(self, mac: bytes, peer: PeerName, now: float) -> Learned:
-        old = self._addresses.get(mac)
+        old = self._addresses.pop(mac, None)
         if old is not None:
-            self._of_peer[old.owner].pop(mac, None)
+            del self._of_peer[old.owner][mac]
+        self._make_room(peer)
         self._addresses[mac] = _Address(peer, now)
-        owned = self._of_peer.setdefault(peer, {})
-        owned[mac] = None
-        if len(owned) > self._per_peer:
-            oldest = next(iter(owned))
-            del owned[oldest]
-            del self._addresses[oldest]
-            self.evicted += 1
+        self._of_peer.setdefault(peer, {})[mac] = now
         return Learned.NEW if old is None else Learned.MOVED
+
+    def _make_room(self, peer: PeerName) -> None:
+        if len(self._of_peer.get(peer, ())) >= self._per_peer:
+            self._evict(peer)
+        elif peer != self._ourself:
+            local = len(self._of_peer.get(self._ourself, ()))
+            if len(self._addresses) - local >= self._max_remote:
+                # Whoever has most pays: a peer that forges cannot cost the others theirs.
+                remote = (name for name in self._of_peer if name != self._ourself)
+                self._evict(max(remote, key=lambda name: len(self._of_peer[name])))
+
+    def _evict(self, peer: PeerName) -> None:
+        """Drop one address of a peer. Those heard since they were queued go to the back once, so this ends."""
+        owned = self._of_peer[peer]
+        while True:
+            mac, queued = next(iter(owned.items()))
+            last_seen = self._addresses[mac].last_seen
+            del owned[mac]
+            if last_seen <= queued:
+                break
+            owned[mac] = last_seen
+        del self._addresses[mac]
+        self.evicted += 1
 
     def forget_peer(self, peer: PeerName) -> None:
         """A peer is gone, and its addresses with it."""
@@ -92,7 +118,7 @@ class MacTable:
         """Forget what was not seen for ten minutes."""
         for mac in [mac for mac, known in self._addresses.items() if now - known.last_seen > MAX_AGE]:
             known = self._addresses.pop(mac)
-            self._of_peer[known.owner].pop(mac, None)
+            del self._of_peer[known.owner][mac]
 
     def rows(self) -> Iterator[tuple[bytes, PeerName, float]]:
         """(address, peer, last seen) for status."""

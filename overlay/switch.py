@@ -103,6 +103,8 @@ class SwitchConnection:
     # --- the mesh's side ---
 
     def confirm(self) -> None:
+        if self._stopped:
+            return
         self._confirmed = True
         self._switch.register(self)
         for slot in self.slots:
