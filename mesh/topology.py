@@ -28,6 +28,8 @@ from mesh.topology_wire import (
 _FINGERPRINT = struct.Struct(">QQQI")
 _MASK = (1 << 64) - 1
 MAX_SHORT_ID = 4095
+# Whoever claims more of a former self of ours lies, and would leave us no version to go on to.
+MAX_FORMER_VERSION = 1 << 63
 
 
 class Entry:
@@ -141,6 +143,8 @@ class Topology:
         self._known: dict[bytes, PeerName] = {}
         self._held: Counter[PeerName] = Counter()
         self.digest = 0
+        # Nothing happened since the last collection that could leave anybody unreachable.
+        self._settled = False
         # Names whose entries changed since the routes were last calculated.
         self.changed: set[PeerName] = set()
         self._name = name
@@ -225,23 +229,17 @@ class Topology:
         self._held[name] -= 1
         if not self._held[name]:
             del self._held[name]
+            self._settled = False
 
     def merge(self, data: bytes) -> Merge:
         """Apply an update. Raises GobError with nothing applied."""
-        pairs = split_pairs(data)
-        described: set[PeerName] = set()
-        entries: list[Entry] = []
-        if pairs is None:
+        cut = split_pairs(data, self._known)
+        if cut is None:
             entries = [_entry(peer) for peer in decode_stream(data)]
+            described = {entry.name for entry in entries}
         else:
-            known = self._known
-            for pair in pairs:
-                name = known.get(pair.summary)
-                if name is None:
-                    entries.append(self._decode(pair))
-                else:
-                    described.add(name)
-        described.update(entry.name for entry in entries)
+            entries = [self._decode(pair) for pair in cut.unknown]
+            described = {*cut.known, *(entry.name for entry in entries)}
         new, bumped = self._apply(entries)
         return Merge(frozenset(new), frozenset(described), bumped, bool(new or bumped) and self.lacks_short_id)
 
@@ -273,14 +271,14 @@ class Topology:
     def _hear_of_ourself(self, entry: Entry) -> bool:
         """Our former self is still known somewhere: pass its version, or nobody listens to us (§1.2)."""
         ours = self.ourself
-        if entry.uid == ours.uid or entry.version < ours.version:
+        if entry.uid == ours.uid or not ours.version <= entry.version <= MAX_FORMER_VERSION:
             return False
         self._put(ours.but(version=entry.version + 1))
         return True
 
     def _is_news(self, entry: Entry) -> bool:
         known = self._peers.get(entry.name)
-        if known is None or (known.uid == 0 and known.version == 0):
+        if known is None:
             return True
         if entry.version != known.version:
             return entry.version > known.version
@@ -291,39 +289,42 @@ class Topology:
     def _put(self, entry: Entry) -> None:
         old = self._peers.get(entry.name)
         if old is not None:
-            self._unlist(old)
+            self._known.pop(old.pair.summary, None)
+            self.digest -= old.fingerprint
+        self._claim(entry.name, old, entry)
         self._peers[entry.name] = entry
         self._known[entry.pair.summary] = entry.name
         self.digest = (self.digest + entry.fingerprint) & _MASK
-        if entry.has_short_id:
-            self.short_ids.add(entry.short_id, entry.name)
         self.changed.add(entry.name)
+        self._settled = False
 
-    def _unlist(self, entry: Entry) -> None:
+    def _drop(self, entry: Entry) -> None:
+        del self._peers[entry.name]
         self._known.pop(entry.pair.summary, None)
         self.digest = (self.digest - entry.fingerprint) & _MASK
-        if entry.has_short_id:
-            self.short_ids.remove(entry.short_id, entry.name)
+        self._claim(entry.name, entry, None)
+        self.changed.add(entry.name)
+
+    def _claim(self, name: PeerName, old: Entry | None, new: Entry | None) -> None:
+        """Follow a change of short id; an entry that keeps its own changes nobody's meaning."""
+        before = old.short_id if old is not None and old.has_short_id else None
+        after = new.short_id if new is not None and new.has_short_id else None
+        if before == after:
+            return
+        if before is not None:
+            self.short_ids.remove(before, name)
+        if after is not None:
+            self.short_ids.add(after, name)
 
     def collect(self) -> list[Entry]:
         """Forget every peer that no chain of listed links leads to and no local connection refers to."""
-        reached: set[PeerName] = {self._name, *self._held}
-        frontier = set(reached)
-        while frontier and len(reached) < len(self._peers):
-            found: set[PeerName] = set()
-            for name in frontier:
-                entry = self._peers.get(name)
-                if entry is not None:
-                    found |= entry.links.keys() - reached
-            reached |= found
-            frontier = found
-        if len(reached) >= len(self._peers):
+        if self._settled:
             return []
+        self._settled = True
+        reached = set(self._breadth_first(self._name, *self._held))
         gone = [entry for name, entry in self._peers.items() if name not in reached]
         for entry in gone:
-            self._unlist(entry)
-            del self._peers[entry.name]
-            self.changed.add(entry.name)
+            self._drop(entry)
         return gone
 
     # --- encoding ---
@@ -347,8 +348,8 @@ class Topology:
 
     def encode_full(self, limit: int) -> Iterator[bytes]:
         """Everything, breadth-first from ourselves: a receiver that collects between two chunks loses nobody."""
-        order = list(self._breadth_first())
-        order += [name for name in self._peers if name not in set(order)]
+        order = dict.fromkeys(self._breadth_first(self._name))
+        order.update(dict.fromkeys(self._peers))
         return self.encode_chunks(order, limit)
 
     def _messages(self, names: Iterable[PeerName]) -> Iterator[bytes]:
@@ -357,20 +358,26 @@ class Topology:
             if entry is not None:
                 yield entry.messages
 
-    def _breadth_first(self) -> Iterator[PeerName]:
-        reached = {self._name}
-        level = [self._name]
+    def _breadth_first(self, *start: PeerName) -> Iterator[PeerName]:
+        """Known peers by their distance from `start` over listed links, whoever lists them."""
+        peers = self._peers
+        reached = {name for name in start if name in peers}
+        level = [peers[name] for name in reached]
         while level:
-            yield from level
-            found: list[PeerName] = []
-            for name in level:
-                entry = self._peers.get(name)
-                for remote in entry.links if entry is not None else ():
-                    if remote not in reached:
+            yield from (entry.name for entry in level)
+            found: list[Entry] = []
+            for entry in level:
+                if len(reached) == len(peers):
+                    break
+                for remote in entry.links.keys() - reached:
+                    linked = peers.get(remote)
+                    if linked is not None:
                         reached.add(remote)
-                        found.append(remote)
+                        found.append(linked)
             level = found
 
 
 def _entry(peer: Described) -> Entry:
-    return Entry(peer.name, peer.nickname, peer.uid, peer.version, peer.short_id, peer.has_short_id, peer.links)
+    entry = Entry(peer.name, peer.nickname, peer.uid, peer.version, peer.short_id, peer.has_short_id, peer.links)
+    entry._pair = peer.pair
+    return entry

@@ -7,13 +7,13 @@ Source: mesh spec §8.1, §19.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mesh import gob
 from mesh.gob import GobError
-from mesh.names import NAME_SIZE, PeerName, peer_name_from_bytes
+from mesh.names import NAME_SIZE, PeerName, peer_name_from_bytes, peer_name_to_bytes
 
 
 class Link(NamedTuple):
@@ -47,9 +47,16 @@ _SUMMARY = gob.struct_of("peerSummary", _Summary)
 _LINKS = gob.ListOf(gob.struct_of("connectionSummary", _LinkSummary))
 
 
+class Pair(NamedTuple):
+    """The bytes of one described peer: summary struct, and list of links (count first)."""
+
+    summary: bytes
+    links: bytes
+
+
 @dataclass(slots=True)
 class Described:
-    """A peer as gossip describes it. `key` are the summary's bytes, without type id, where they are canonical."""
+    """A peer as gossip describes it. `pair`: the bytes it was read from, where we would write the same."""
 
     name: PeerName
     nickname: str
@@ -58,39 +65,42 @@ class Described:
     short_id: int
     has_short_id: bool
     links: dict[PeerName, Link] = field(default_factory=dict)
+    pair: Pair | None = field(default=None, compare=False, repr=False)
 
 
-class Pair(NamedTuple):
-    """The bytes of one described peer: summary struct, and list of links (count first)."""
+class _Stream(NamedTuple):
+    """A stream cut into messages. `first` is how many bytes of the definitions precede the first value."""
 
-    summary: bytes
-    links: bytes
+    definitions: bytes
+    first: int
+    values: list[tuple[int, int]]
+    in_order: bool
 
 
 def _prefixes() -> tuple[bytes, bytes, bytes]:
     """Our own descriptors, and what precedes a summary and a list of ours."""
     stream = gob.Encoder().add(_SUMMARY, _Summary(b"\0" * NAME_SIZE)).add(_LINKS, []).done()
-    definitions, values = _split(stream)
-    return definitions, gob.encode_int(_id(values[0])), gob.encode_int(_id(values[1])) + b"\0"
+    cut = _cut(stream)
+    summary_id, links_id = (_id(stream, span) for span in cut.values)
+    return cut.definitions, gob.encode_int(summary_id), gob.encode_int(links_id) + b"\0"
 
 
-def _id(body: bytes) -> int:
-    return gob.Cursor(body).signed()
+def _id(stream: bytes, span: tuple[int, int]) -> int:
+    return gob.Cursor(stream[span[0] : span[1]]).signed()
 
 
-def _split(stream: bytes) -> tuple[bytes, list[bytes]]:
-    """All definitions (with their lengths) and the bodies of all values of a stream. Raises GobError."""
+def _cut(stream: bytes) -> _Stream:
+    """Walk the messages by their lengths; values as positions in the stream. Raises GobError."""
     definitions: list[bytes] = []
-    values: list[bytes] = []
+    values: list[tuple[int, int]] = []
+    first, in_order = 0, True
     position, end = 0, len(stream)
     while position < end:
         start = position
-        first = stream[position]
+        size = stream[position]
         position += 1
-        if first < 128:
-            size = first
-        else:
-            width = 256 - first
+        if size >= 128:
+            width = 256 - size
             size = int.from_bytes(stream[position : position + width], "big")
             position += width
             if width > 8 or position > end:
@@ -105,35 +115,39 @@ def _split(stream: bytes) -> tuple[bytes, list[bytes]]:
         last = lead if lead < 128 else stream[min(position + 256 - lead, stop - 1)]
         if last & 1:
             definitions.append(stream[start:stop])
+            first += 0 if values else stop - start
+            in_order = in_order and len(values) < 2
         else:
-            values.append(stream[position:stop])
+            values.append((position, stop))
         position = stop
-    return b"".join(definitions), values
+    return _Stream(b"".join(definitions), first, values, in_order)
 
 
-_shapes: dict[bytes, tuple[bytes, bytes] | None] = {}
+# What is remembered of the descriptors of others: so many, of so many bytes at most (the usual ones have 220).
 _MAX_SHAPES = 256
+_MAX_DEFINITIONS = 2048
+_shapes: dict[tuple[bytes, int, int, int], tuple[bytes, bytes] | None] = {}
 
 
-def _shape(definitions: bytes, values: list[bytes]) -> tuple[bytes, bytes] | None:
+def _shape(stream: bytes, cut: _Stream) -> tuple[bytes, bytes] | None:
     """What precedes summaries and lists under these descriptors; None unless they are exactly the usual ones."""
-    if definitions in _shapes:
-        return _shapes[definitions]
-    shape: tuple[bytes, bytes] | None = None
-    if len(values) >= 2:
-        summary_id, links_id = _id(values[0]), _id(values[1])
-        if _usual(definitions, summary_id, links_id):
-            shape = gob.encode_int(summary_id), gob.encode_int(links_id) + b"\0"
-    if len(_shapes) >= _MAX_SHAPES:
-        del _shapes[next(iter(_shapes))]
-    _shapes[definitions] = shape
-    return shape
+    if len(cut.values) < 2 or not cut.in_order or len(cut.definitions) > _MAX_DEFINITIONS:
+        return None
+    summary_id, links_id = _id(stream, cut.values[0]), _id(stream, cut.values[1])
+    key = cut.definitions, cut.first, summary_id, links_id
+    if key not in _shapes:
+        shape = (gob.encode_int(summary_id), gob.encode_int(links_id) + b"\0") if _usual(*key) else None
+        if len(_shapes) >= _MAX_SHAPES:
+            del _shapes[next(iter(_shapes))]
+        _shapes[key] = shape
+    return _shapes[key]
 
 
-def _usual(definitions: bytes, summary_id: int, links_id: int) -> bool:
+def _usual(definitions: bytes, first: int, summary_id: int, links_id: int) -> bool:
     """Whether the two ids stand for the two types, with their fields in the order that we write."""
-    probe = gob.encode_bytes(gob.encode_int(summary_id) + b"\0") + gob.encode_bytes(gob.encode_int(links_id) + b"\0\0")
-    decoder = gob.Decoder(definitions + probe)
+    summary_probe = gob.encode_bytes(gob.encode_int(summary_id) + b"\0")
+    links_probe = gob.encode_bytes(gob.encode_int(links_id) + b"\0\0")
+    decoder = gob.Decoder(definitions[:first] + summary_probe + definitions[first:] + links_probe)
     summary, _ = decoder.next_any()
     links, _ = decoder.next_any()
     if not isinstance(links, gob.ListOf) or links.length is not None:
@@ -141,31 +155,55 @@ def _usual(definitions: bytes, summary_id: int, links_id: int) -> bool:
     return _fields(summary) == _fields(_SUMMARY) and _fields(links.element) == _fields(_LINKS.element)
 
 
-def _fields(kind: gob.Kind) -> list[tuple[str, int]]:
-    if not isinstance(kind, gob.Struct):
-        return []
+def _fields(kind: gob.Kind) -> list[tuple[str, int]] | None:
+    if not isinstance(kind, gob.Struct) or not all(isinstance(declared.kind, gob.Basic) for declared in kind.fields):
+        return None
     return [(declared.name, declared.kind.wire) for declared in kind.fields if isinstance(declared.kind, gob.Basic)]
 
 
-def split_pairs(stream: bytes) -> list[Pair] | None:
-    """The pairs of a usual stream, undecoded; None where the general decoder is needed. Raises GobError."""
-    definitions, values = _split(stream)
-    if not values:
-        return []
-    shape = _shape(definitions, values)
+class Cut(NamedTuple):
+    """An undecoded update: pairs to be read, and the names of those whose summaries were known."""
+
+    unknown: list[Pair]
+    known: list[PeerName]
+
+
+_NOBODY: Mapping[bytes, PeerName] = {}
+
+
+def split_pairs(stream: bytes, known: Mapping[bytes, PeerName] = _NOBODY) -> Cut | None:
+    """Cut a usual stream into pairs; None where the general decoder is needed. Raises GobError.
+
+    `known` holds the canonical summaries that need not be read again: the links that follow them are not looked at.
+    """
+    cut = _cut(stream)
+    shape = _shape(stream, cut)
     if shape is None:
         return None
     summary_prefix, links_prefix = shape
     summary_size, links_size = len(summary_prefix), len(links_prefix)
-    summaries, lists = values[::2], values[1::2]
-    pairs = []
-    for summary, links in zip(summaries, lists, strict=False):
-        if not summary.startswith(summary_prefix) or not links.startswith(links_prefix):
+    found = Cut([], [])
+    spans = iter(cut.values)
+    for start, stop in spans:
+        if not stream.startswith(summary_prefix, start, stop):
             return None
-        pairs.append(Pair(summary[summary_size:], links[links_size:]))
-    if len(summaries) > len(lists) and not summaries[-1].startswith(summary_prefix):
-        return None
-    return pairs
+        summary = stream[start + summary_size : stop]
+        start, stop = next(spans, (-1, -1))
+        if start < 0:
+            # A summary without links says nothing, but it has to be one.
+            decode_pair(Pair(summary, b"\0"))
+        elif not stream.startswith(links_prefix, start, stop):
+            return None
+        elif summary in known:
+            found.known.append(known[summary])
+        else:
+            found.unknown.append(Pair(summary, stream[start + links_size : stop]))
+    return found
+
+
+def _name(raw: bytes) -> PeerName:
+    """Names are six bytes; of more, the low 48 bits are the name that people see."""
+    return peer_name_from_bytes(raw[-NAME_SIZE:])
 
 
 def decode_stream(stream: bytes) -> list[Described]:
@@ -178,7 +216,7 @@ def decode_stream(stream: bytes) -> list[Described]:
             break
         links: list[_LinkSummary] = decoder.next(_LINKS)
         described = Described(
-            peer_name_from_bytes(summary.name),
+            _name(summary.name),
             summary.nickname,
             summary.uid,
             summary.version,
@@ -186,7 +224,7 @@ def decode_stream(stream: bytes) -> list[Described]:
             summary.has_short_id,
         )
         for link in links:
-            remote = peer_name_from_bytes(link.name)
+            remote = _name(link.name)
             described.links[remote] = Link(remote, link.address, link.outbound, link.established)
         peers.append(described)
     return peers
@@ -206,7 +244,7 @@ def decode_pair(pair: Pair) -> Described:
     while delta := cursor.uint():
         number += delta
         if number == 0:
-            described.name = peer_name_from_bytes(cursor.octets())
+            described.name = _name(cursor.octets())
         elif number == 1:
             described.nickname = cursor.octets().decode("utf-8", "surrogateescape")
         elif number == 2:
@@ -221,11 +259,14 @@ def decode_pair(pair: Pair) -> Described:
             described.has_short_id = cursor.uint() != 0
         else:
             raise GobError("gob: field number out of range")
-    described.links = _decode_links(pair.links)
+    described.links, canonical = _decode_links(pair.links)
+    if canonical and pair.summary == _encode_summary(described):
+        described.pair = pair
     return described
 
 
-def _decode_links(raw: bytes) -> dict[PeerName, Link]:
+def _decode_links(raw: bytes) -> tuple[dict[PeerName, Link], bool]:
+    """Links, and whether the bytes are what we would write."""
     cursor = gob.Cursor(raw)
     count = cursor.count()
     found = _LINK.findall(raw, cursor.position)
@@ -239,8 +280,8 @@ def _decode_links(raw: bytes) -> dict[PeerName, Link]:
         outbound, established = _FLAGS[flags]
         links[name] = Link(name, address.decode(), outbound, established)
     if len(found) == count and size == len(raw):
-        return links
-    return _decode_links_slowly(cursor, count)
+        return links, len(links) == count and raw.startswith(gob.encode_uint(count))
+    return _decode_links_slowly(cursor, count), False
 
 
 def _decode_links_slowly(cursor: gob.Cursor, count: int) -> dict[PeerName, Link]:
@@ -261,7 +302,7 @@ def _decode_links_slowly(cursor: gob.Cursor, count: int) -> dict[PeerName, Link]
                 established = cursor.uint() != 0
             else:
                 raise GobError("gob: field number out of range")
-        remote = peer_name_from_bytes(name)
+        remote = _name(name)
         links[remote] = Link(remote, address, outbound, established)
     return links
 
@@ -269,9 +310,8 @@ def _decode_links_slowly(cursor: gob.Cursor, count: int) -> dict[PeerName, Link]
 _FLAG_BYTES = {flags: raw for raw, flags in _FLAGS.items()}
 
 
-def encode_pair(peer: Described) -> Pair:
-    """The canonical bytes of one peer."""
-    summary = b"\1\6" + (peer.name & (1 << 48) - 1).to_bytes(NAME_SIZE, "big")
+def _encode_summary(peer: Described) -> bytes:
+    summary = b"\1\6" + peer_name_to_bytes(peer.name)
     last = 0
     for number, raw in (
         (1, gob.encode_string(peer.nickname) if peer.nickname else b""),
@@ -283,11 +323,17 @@ def encode_pair(peer: Described) -> Pair:
         if raw:
             summary += bytes((number - last,)) + raw
             last = number
-    return Pair(summary + b"\0", gob.encode_uint(len(peer.links)) + b"".join(map(_encode_link, peer.links.values())))
+    return summary + b"\0"
+
+
+def encode_pair(peer: Described) -> Pair:
+    """The canonical bytes of one peer."""
+    links = gob.encode_uint(len(peer.links)) + b"".join(map(_encode_link, peer.links.values()))
+    return Pair(_encode_summary(peer), links)
 
 
 def _encode_link(link: Link) -> bytes:
-    name = b"\1\6" + (link.remote & (1 << 48) - 1).to_bytes(NAME_SIZE, "big")
+    name = b"\1\6" + peer_name_to_bytes(link.remote)
     if link.address:
         flags = _FLAG_BYTES[link.outbound, link.established]
         return name + b"\1" + gob.encode_string(link.address) + flags + b"\0"
