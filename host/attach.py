@@ -20,7 +20,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from host import netns
 from host.bridge import bridge_mtu, error_text, tune_interface
 from host.errors import HostError
-from nft.ruleset import Hook, Transaction, accept, drop, in_interface, ip_destination, ip_source
+from nft.expressions import accept, drop, in_interface, ip_destination, ip_source
+from nft.ruleset import Hook, Transaction
 from nft.wire import NftError
 
 Address = IPv4Interface | IPv6Interface

@@ -1,36 +1,68 @@
 """Netlink bytes of nf_tables: attributes, batches, and the answers of the kernel.
 
+A batch is one transaction: all of it happens or nothing. Only its last message asks for an acknowledgement; a message
+that is refused answers by itself, and a commit that fails answers in the name of the batch's begin (sequence 0).
+Attribute headers are in host order, numbers in network order.
 Source: linux/netlink.h, linux/netfilter/nf_tables.h (constants), nft's own documentation of the object model.
 """
 
+import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-NETLINK_NETFILTER = 12
-NLMSG_ERROR = 2
-NLM_F_REQUEST = 0x1
-NLM_F_ACK = 0x4
+_NETLINK_NETFILTER = 12
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
+_NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
 NLM_F_CREATE = 0x400
 NLM_F_APPEND = 0x800
-NFNL_SUBSYS_NFTABLES = 10
-NFNL_MSG_BATCH_BEGIN = 0x10
-NFNL_MSG_BATCH_END = 0x11
+_SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
+_SO_SNDBUFFORCE = 32
+_SUBSYSTEM = 10
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NLA_F_NESTED = 0x8000
+_NLA_TYPE_MASK = 0x3FFF
+_ERROR_MESSAGE = 1
 _HEADER = struct.Struct("=IHHII")
 _NFGENMSG = struct.Struct(">BBH")
 _ATTRIBUTE = struct.Struct("=HH")
+_ERRNO = struct.Struct("=i")
 _TIMEOUT = 5.0
+_RECEIVE = 1 << 17
+
+Attributes = dict[int, bytes]
 
 
 class NftError(Exception):
-    """The kernel refused a transaction; the text names the object."""
+    """The kernel refused; the text names the object, `errno` is the kernel's number (0 where there is none)."""
+
+    def __init__(self, text: str, errno: int = 0) -> None:
+        super().__init__(text)
+        self.errno = errno
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One request of a transaction; `what` names its object in errors."""
+
+    kind: int
+    family: int
+    flags: int
+    body: bytes
+    what: str
+
+
+# --- attributes ---
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
-    """One attribute, padded to four bytes."""
+    """One attribute, padded to four bytes. Raises NftError where it does not fit its 16-bit length."""
     size = _ATTRIBUTE.size + len(payload)
+    if size > 0xFFFF:
+        raise NftError(f"attribute {kind & _NLA_TYPE_MASK} of {size} bytes is too long for one message")
     return _ATTRIBUTE.pack(size, kind) + payload + bytes(-size % 4)
 
 
@@ -49,63 +81,109 @@ def u32(kind: int, value: int) -> bytes:
     return attribute(kind, value.to_bytes(4, "big", signed=value < 0))
 
 
-class Message:
-    """One request of a transaction; `what` is for the error text."""
-
-    __slots__ = ("body", "family", "flags", "kind", "what")
-
-    def __init__(self, kind: int, family: int, flags: int, body: bytes, what: str) -> None:
-        self.kind = kind
-        self.family = family
-        self.flags = flags
-        self.body = body
-        self.what = what
+def attributes(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    """The attributes of a payload, in order. Raises NftError if they are cut."""
+    position = 0
+    while position + _ATTRIBUTE.size <= len(payload):
+        size, kind = _ATTRIBUTE.unpack_from(payload, position)
+        if size < _ATTRIBUTE.size or position + size > len(payload):
+            raise NftError("the kernel's answer is cut")
+        yield kind & _NLA_TYPE_MASK, payload[position + _ATTRIBUTE.size : position + size]
+        position += size + (-size % 4)
 
 
-def _encode(kind: int, flags: int, sequence: int, family: int, resource: int, body: bytes) -> bytes:
-    payload = _NFGENMSG.pack(family, 0, resource) + body
-    return _HEADER.pack(_HEADER.size + len(payload), kind, flags, sequence, 0) + payload
+def text(payload: bytes) -> str:
+    """The text of a zero-terminated attribute."""
+    return payload.partition(b"\0")[0].decode(errors="replace")
+
+
+# --- transactions ---
 
 
 def commit(messages: Sequence[Message]) -> None:
     """Send messages as one transaction: all of it, or none and an NftError. Blocks, at most a few seconds."""
-    first = 1
-    parts = [_encode(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, 0, 0, NFNL_SUBSYS_NFTABLES, b"")]
-    for sequence, message in enumerate(messages, first):
-        kind = NFNL_SUBSYS_NFTABLES << 8 | message.kind
-        flags = NLM_F_REQUEST | NLM_F_ACK | message.flags
-        parts.append(_encode(kind, flags, sequence, message.family, 0, message.body))
-    parts.append(_encode(NFNL_MSG_BATCH_END, NLM_F_REQUEST, 0, 0, NFNL_SUBSYS_NFTABLES, b""))
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
-        sock.settimeout(_TIMEOUT)
-        sock.bind((0, 0))
-        sock.send(b"".join(parts))
-        _await(sock, messages, first)
+    if not messages:
+        return
+    last = len(messages)
+    parts = [_encode(_BATCH_BEGIN, 0, 0, 0, _SUBSYSTEM, b"")]
+    for sequence, message in enumerate(messages, 1):
+        flags = message.flags | (_NLM_F_ACK if sequence == last else 0)
+        parts.append(_encode(_SUBSYSTEM << 8 | message.kind, flags, sequence, message.family, 0, message.body))
+    parts.append(_encode(_BATCH_END, 0, last + 1, 0, _SUBSYSTEM, b""))
+    datagram = b"".join(parts)
+    with _socket() as sock:
+        # A large transaction is one datagram and must fit the buffer as a whole.
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(datagram) + 65536)
+        sock.send(datagram)
+        _await(sock, messages)
 
 
-def _await(sock: socket.socket, messages: Sequence[Message], first: int) -> None:
-    """Every message is acknowledged, or one is refused."""
-    open_ = len(messages)
-    while open_:
-        try:
-            answer = sock.recv(65536)
-        except TimeoutError as error:
-            raise NftError(f"no answer from the kernel about {messages[-1].what}") from error
-        for sequence, code in _results(answer):
-            if code:
-                index = sequence - first
-                what = messages[index].what if 0 <= index < len(messages) else "the transaction"
-                raise NftError(f"unable to change {what}: {os.strerror(-code)}")
-            open_ -= 1
+def dump(kind: int, family: int, body: bytes, what: str) -> list[Attributes]:
+    """All objects of a kind, each as its attributes. Raises NftError; errno ENOENT if the table is not there."""
+    found: list[Attributes] = []
+    with _socket() as sock:
+        sock.send(_encode(_SUBSYSTEM << 8 | kind, _NLM_F_DUMP, 1, family, 0, body))
+        while True:
+            for answer_kind, _flags, _sequence, payload in _messages(_receive(sock, what)):
+                if answer_kind == _NLMSG_DONE:
+                    return found
+                if answer_kind == _NLMSG_ERROR:
+                    number = -_ERRNO.unpack_from(payload)[0]
+                    raise NftError(f"unable to read {what}: {os.strerror(number)}", number)
+                found.append(dict(attributes(payload[_NFGENMSG.size :])))
 
 
-def _results(answer: bytes) -> Iterable[tuple[int, int]]:
-    """(sequence, 0 or negative errno) of each acknowledgement in a datagram."""
+def _socket() -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    sock.settimeout(_TIMEOUT)
+    for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
+        # Only for a better word in errors.
+        with contextlib.suppress(OSError):
+            sock.setsockopt(_SOL_NETLINK, option, 1)
+    sock.bind((0, 0))
+    return sock
+
+
+def _encode(kind: int, flags: int, sequence: int, family: int, resource: int, body: bytes) -> bytes:
+    payload = _NFGENMSG.pack(family, 0, resource) + body
+    return _HEADER.pack(_HEADER.size + len(payload), kind, flags | _NLM_F_REQUEST, sequence, 0) + payload
+
+
+def _receive(sock: socket.socket, what: str) -> bytes:
+    try:
+        return sock.recv(_RECEIVE)
+    except TimeoutError as error:
+        raise NftError(f"no answer from the kernel about {what}") from error
+
+
+def _await(sock: socket.socket, messages: Sequence[Message]) -> None:
+    """Until the last message is acknowledged, or one is refused."""
+    while True:
+        for kind, flags, sequence, payload in _messages(_receive(sock, messages[-1].what)):
+            if kind != _NLMSG_ERROR:
+                continue
+            number = -_ERRNO.unpack_from(payload)[0]
+            if number:
+                what = messages[sequence - 1].what if 1 <= sequence <= len(messages) else "the rules, at the commit"
+                raise NftError(f"unable to change {what}: {os.strerror(number)}{_reason(flags, payload)}", number)
+            if sequence == len(messages):
+                return
+
+
+def _reason(flags: int, payload: bytes) -> str:
+    """The kernel's own words about an error, if it has any."""
+    if not flags & _NLM_F_ACK_TLVS or not flags & _NLM_F_CAPPED:
+        return ""
+    found = dict(attributes(payload[_ERRNO.size + _HEADER.size :])).get(_ERROR_MESSAGE)
+    return f" ({text(found)})" if found else ""
+
+
+def _messages(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """(kind, flags, sequence, payload) of each message of a datagram."""
     position = 0
-    while position + _HEADER.size <= len(answer):
-        size, kind, _flags, sequence, _port = _HEADER.unpack_from(answer, position)
-        if kind == NLMSG_ERROR:
-            yield sequence, struct.unpack_from("=i", answer, position + _HEADER.size)[0]
+    while position + _HEADER.size <= len(datagram):
+        size, kind, flags, sequence, _port = _HEADER.unpack_from(datagram, position)
         if size < _HEADER.size:
             return
+        yield kind, flags, sequence, datagram[position + _HEADER.size : position + size]
         position += size + (-size % 4)

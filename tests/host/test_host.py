@@ -13,7 +13,8 @@ from host.attach import attach, detach, host_names
 from host.bridge import MAX_TAP_MTU, TAP_NAME, bridge_type, ensure_bridge, open_tap, reset
 from host.errors import HostError
 from host.identity import hashed_name, system_name
-from nft.ruleset import Hook, Transaction, drop, in_interface
+from nft.expressions import drop, in_interface
+from nft.ruleset import Hook, Transaction
 from nft.wire import NftError
 from tests.namespaces import namespace, run, within
 
