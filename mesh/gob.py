@@ -40,7 +40,9 @@ MAX_DEPTH = 100
 MAX_TYPES = 512
 FIRST_USER_ID = 64
 MAX_USER_ID = (1 << 31) - 1
+# Plans of others' descriptors that are remembered, and the size of descriptors that are worth it, in bytes.
 _MAX_PLANS = 256
+_MAX_PLANNED = 4096
 
 Read = Callable[["Cursor"], Any]
 
@@ -432,6 +434,8 @@ class Decoder:
         plan = _plans.get(key)
         if plan is None:
             plan = (kind, _Planner(self._types).reader(kind, wire, "value"))
+            if len(self._definitions) > _MAX_PLANNED:
+                return plan[1]
             if len(_plans) >= _MAX_PLANS:
                 del _plans[next(iter(_plans))]
             _plans[key] = plan

@@ -1,8 +1,10 @@
 """Routes: who is the next hop to a peer, and to whom a peer's broadcasts go on. Identical on every node.
 
-Peers are numbered in name order, links are rows of bits, so that a breadth-first search is a handful of operations
-on large integers per peer. Rows follow the topology entry by entry. Two modes: `symmetric` uses links that both
-ends call established, and carries frames; `all` uses every listed link, and carries gossip. Source: mesh spec §10.
+Each peer keeps a number while it is known, links are rows of bits, so that a breadth-first search is a handful of
+operations on large integers per peer. Rows follow the topology entry by entry; where the order of names decides,
+`_place` holds it. Every end of a listed link is known (at least as a placeholder). Two modes: `symmetric` uses links
+that both ends call established, and carries frames; `all` uses every listed link, and carries gossip.
+Source: mesh spec §10.
 """
 
 import math
@@ -29,6 +31,10 @@ class Routes:
         self._topology = topology
         self._names: list[PeerName] = []
         self._index: dict[PeerName, int] = {}
+        self._free: list[int] = []
+        # By number: where the peer stands among all names. As bits: the peers whose names are below ours.
+        self._place: list[int] = []
+        self._below_us = 0
         self._listed: list[int] = []
         self._established: list[int] = []
         self._established_to: list[int] = []
@@ -92,26 +98,50 @@ class Routes:
     def _update_rows(self) -> None:
         topology = self._topology
         changed, topology.changed = topology.changed, set()
-        if any((name in self._index) != topology.knows(name) for name in changed) or not self._names:
-            self._rebuild()
-            return
+        gone = [name for name in changed if name in self._index and not topology.knows(name)]
+        come = [name for name in changed if name not in self._index and topology.knows(name)]
+        if gone:
+            self._remove(gone)
+        for name in come:
+            self._add(name)
+        if gone or come:
+            self._sort()
         for name in changed:
             entry = topology.get(name)
             if entry is not None:
                 self._set_row(self._index[name], entry)
 
-    def _rebuild(self) -> None:
-        """A peer came or went: everybody is numbered anew."""
-        self._names = sorted(self._topology.names())
-        self._index = {name: number for number, name in enumerate(self._names)}
-        count = len(self._names)
-        self._listed = [0] * count
-        self._established = [0] * count
-        self._established_to = [0] * count
-        for number, name in enumerate(self._names):
-            entry = self._topology.get(name)
-            assert entry is not None
-            self._set_row(number, entry)
+    def _remove(self, names: list[PeerName]) -> None:
+        """Free their numbers. Each may mean somebody else soon: nobody is left with a link to it."""
+        kept = -1
+        for name in names:
+            number = self._index.pop(name)
+            self._free.append(number)
+            self._listed[number] = self._established[number] = self._established_to[number] = 0
+            kept ^= 1 << number
+        self._listed = [row & kept for row in self._listed]
+        self._established = [row & kept for row in self._established]
+        self._established_to = [row & kept for row in self._established_to]
+
+    def _add(self, name: PeerName) -> None:
+        if self._free:
+            number = self._free.pop()
+            self._names[number] = name
+        else:
+            number = len(self._names)
+            self._names.append(name)
+            self._place.append(0)
+            for rows in (self._listed, self._established, self._established_to):
+                rows.append(0)
+        self._index[name] = number
+
+    def _sort(self) -> None:
+        ourself = self._topology.ourself.name
+        self._below_us = 0
+        for place, (name, number) in enumerate(sorted(self._index.items())):
+            self._place[number] = place
+            if name < ourself:
+                self._below_us |= 1 << number
 
     def _set_row(self, number: int, entry: Entry) -> None:
         listed = established = 0
@@ -146,8 +176,10 @@ class Routes:
         level = list(_bits(first))
         for number in level:
             hops[number] = number
+        by_name = self._place.__getitem__
         order = [start]
         while level:
+            level.sort(key=by_name)
             order += level
             following = 0
             for number in level:
@@ -173,10 +205,10 @@ class Routes:
             # Peers before us in the level are searched before us, those behind us are not.
             arrived = level & ours
             before = reached
-            for number in _bits(level & (ours - 1) if arrived else level):
+            for number in _bits(level & self._below_us if arrived else level):
                 reached |= self._row(number, symmetric)
             if arrived:
                 hops = self._row(ourself, symmetric) & ~reached
-                return tuple(self._names[number] for number in _bits(hops))
+                return tuple(sorted(self._names[number] for number in _bits(hops)))
             level = reached & ~before
         return ()
