@@ -67,6 +67,10 @@ class Timing:
     retry_max: float = 360.0
     # A connection that lasted this long past its scheduled try counts as good: retry at once when it ends.
     retry_reset: float = 60.0
+    # A refused introduction is reset this much later: the peer must read our last words before the reset.
+    parting: float = 0.1
+    # A newer version of a known entry is asked for this much later: of a burst only the last one is fetched.
+    want_delay: float = 0.15
     # The dialer's wait for the first sealed message while several passwords are valid.
     dial_timeout: float = 75.0
     resolve_timeout: float = 10.0

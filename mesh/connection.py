@@ -189,8 +189,17 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._wire.abort()
+        if introduced:
+            self._wire.abort()
+        else:
+            self._part()
         self._owner.closed(self, error)
+
+    def _part(self) -> None:
+        """End an introduction: what we had said so far goes out first, so that the peer learns its mistake too."""
+        if self._handshake is not None:
+            self._wire.send(self._handshake.take_output())
+        self._scheduler.call_later(self._timing.parting, self._wire.abort)
 
     def pause(self) -> None:
         """The wire is full: gossip waits in the outbox from now on."""

@@ -385,6 +385,7 @@ class Decoder:
         self._cursor = Cursor(self._data)
         self._types: dict[int, _Definition] = {}
         self._definitions = b""
+        self._planned: dict[tuple[int, int], tuple[Kind, Read]] = {}
 
     def at_end(self) -> bool:
         """Whether no value follows. Raises GobError on bytes that are no stream."""
@@ -430,16 +431,22 @@ class Decoder:
     def _plan(self, kind: Kind, wire: int) -> Read:
         if isinstance(kind, Basic):
             return _Planner(self._types).reader(kind, wire, kind.name)
+        # A type is defined once in a stream, so a plan holds for the rest of it.
+        plan = self._planned.get((id(kind), wire))
+        if plan is None:
+            plan = self._planned[id(kind), wire] = self._shared_plan(kind, wire)
+        return plan[1]
+
+    def _shared_plan(self, kind: Kind, wire: int) -> tuple[Kind, Read]:
         key = (id(kind), wire, self._definitions)
         plan = _plans.get(key)
         if plan is None:
             plan = (kind, _Planner(self._types).reader(kind, wire, "value"))
-            if len(self._definitions) > _MAX_PLANNED:
-                return plan[1]
-            if len(_plans) >= _MAX_PLANS:
-                del _plans[next(iter(_plans))]
-            _plans[key] = plan
-        return plan[1]
+            if len(self._definitions) <= _MAX_PLANNED:
+                if len(_plans) >= _MAX_PLANS:
+                    del _plans[next(iter(_plans))]
+                _plans[key] = plan
+        return plan
 
     def _message(self) -> Cursor | None:
         """The next message; None at the end, which an empty message also is."""

@@ -197,7 +197,7 @@ class Handshake:
         self._buffer += data
         while self.result is None and self._step():
             pass
-        return self._take_output()
+        return self.take_output()
 
     def tick(self, now: float) -> bytes:
         """The deadline passed: a dialer with several passwords now speaks first."""
@@ -206,7 +206,7 @@ class Handshake:
             self._choose(self._session_keys[0])
             self._send_features()
         self.deadline = None
-        return self._take_output()
+        return self.take_output()
 
     def closed_early(self, error: str) -> ProtocolError:
         """What the peer's silence means, when its stream ended in the middle of the header."""
@@ -220,7 +220,8 @@ class Handshake:
             f"[{octets}]; error: {error}"
         )
 
-    def _take_output(self) -> bytes:
+    def take_output(self) -> bytes:
+        """Bytes to send that were made before an error and not returned."""
         output, self._output = b"".join(self._output), []
         return output
 

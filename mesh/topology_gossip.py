@@ -87,6 +87,9 @@ class TopologyGossip:
         self._rotation: list[PeerName] = []
         self._wanted: dict[PeerName, tuple[int, int, float]] = {}
         self._collected: dict[PeerName, tuple[int, int, float]] = {}
+        # Newer versions of known entries, and who has them: asked for after a moment, the newest only.
+        self._newer: dict[PeerName, tuple[int, int, Connection]] = {}
+        self._ask = Coalesced(scheduler, timing.want_delay, self._ask_for_newer)
 
     # --- what this node itself has to say ---
 
@@ -147,6 +150,7 @@ class TopologyGossip:
     def stop(self) -> None:
         """Say nothing any more."""
         self._announce.cancel()
+        self._ask.cancel()
         self._flush.cancel()
 
     def collected(self, name: PeerName, uid: int, version: int) -> None:
@@ -217,17 +221,39 @@ class TopologyGossip:
                     wanted.append(raw)
             elif (version, uid) > (entry.version, entry.uid):
                 # Our own name in a former run is asked for as well: its entry tells us the version to pass.
-                if (name != ourself or uid != entry.uid) and self._worth_asking(name, version, uid, now):
-                    wanted.append(raw)
+                if name != ourself or uid != entry.uid:
+                    self._note_newer(name, version, uid, connection)
             elif (version, uid) < (entry.version, entry.uid):
                 theirs_older.add(name)
-        for start in range(0, len(wanted), _BATCH):
-            connection.send(ExtensionTag.WANT, b"".join(wanted[start : start + _BATCH]))
+        self._send_want(connection, wanted)
         if whole:
             theirs_older.update(name for name in self._described() if name not in listed)
             connection.outbox.names |= theirs_older
             if theirs_older:
                 self._wait(connection)
+
+    def _note_newer(self, name: PeerName, version: int, uid: int, connection: Connection) -> None:
+        noted = self._newer.get(name)
+        if noted is None or (version, uid) > noted[:2]:
+            self._newer[name] = (version, uid, connection)
+            self._ask.request()
+
+    def _ask_for_newer(self) -> None:
+        newer, self._newer = self._newer, {}
+        now = self._scheduler.now()
+        wanted: dict[Connection, list[bytes]] = {}
+        for name, (version, uid, connection) in newer.items():
+            entry = self._topology.get(name)
+            known = (0, 0) if entry is None else (entry.version, entry.uid)
+            if (version, uid) > known and connection.active and self._worth_asking(name, version, uid, now):
+                wanted.setdefault(connection, []).append(name.to_bytes(_NAME_SIZE, "big"))
+        for connection, names in wanted.items():
+            self._send_want(connection, names)
+
+    @staticmethod
+    def _send_want(connection: Connection, names: list[bytes]) -> None:
+        for start in range(0, len(names), _BATCH):
+            connection.send(ExtensionTag.WANT, b"".join(names[start : start + _BATCH]))
 
     def _worth_asking(self, name: PeerName, version: int, uid: int, now: float) -> bool:
         collected = self._collected.get(name)

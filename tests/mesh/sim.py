@@ -232,7 +232,7 @@ class Network:
         self.limits = limits
         self.nodes: dict[int, Node] = {}
         self.by_address: dict[str, Node] = {}
-        self.cache: dict[Pair, Entry] = {}
+        self.cache: dict[Pair, Entry] | None = {}
         self.groups: dict[int, int] = {}
         self.bytes = 0
         self.log = logging.getLogger("sim")
