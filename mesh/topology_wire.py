@@ -337,9 +337,7 @@ def _encode_link(link: Link) -> bytes:
     if link.address:
         flags = _FLAG_BYTES[link.outbound, link.established]
         return name + b"\1" + gob.encode_string(link.address) + flags + b"\0"
-    flags = (b"\2\1" if link.outbound else b"") + (
-        (b"\1\1" if link.outbound else b"\3\1") if link.established else b""
-    )
+    flags = (b"\2\1" if link.outbound else b"") + ((b"\1\1" if link.outbound else b"\3\1") if link.established else b"")
     return name + flags + b"\0"
 
 
