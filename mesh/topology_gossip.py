@@ -228,7 +228,8 @@ class TopologyGossip:
         self._send_want(connection, wanted)
         if whole:
             theirs_older.update(name for name in self._described() if name not in listed)
-            connection.outbox.names |= theirs_older
+            # Notices, not entries: of everybody who could send it an entry, the peer asks one.
+            connection.outbox.notices |= theirs_older
             if theirs_older:
                 self._wait(connection)
 
