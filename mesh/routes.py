@@ -104,7 +104,7 @@ class Routes:
             self._remove(gone)
         for name in come:
             self._add(name)
-        if gone or come:
+        if come:
             self._sort()
         for name in changed:
             entry = topology.get(name)
@@ -112,14 +112,13 @@ class Routes:
                 self._set_row(self._index[name], entry)
 
     def _remove(self, names: list[PeerName]) -> None:
-        """Free their numbers. Each may mean somebody else soon: nobody is left with a link to it."""
+        """Free their numbers. Whoever listed them changed as well, and must not take back what is cleared here."""
         kept = -1
         for name in names:
             number = self._index.pop(name)
             self._free.append(number)
             self._listed[number] = self._established[number] = self._established_to[number] = 0
             kept ^= 1 << number
-        self._listed = [row & kept for row in self._listed]
         self._established = [row & kept for row in self._established]
         self._established_to = [row & kept for row in self._established_to]
 

@@ -1,4 +1,4 @@
-"""Topology: the wire form, merging, collection and short ids, against the reference's results and against itself."""
+"""Topology: merging, collection and passing on, against the reference's results and against plain rules."""
 
 from random import Random
 from typing import Any
@@ -8,50 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.gob import GobError
-from mesh.names import PeerName, format_peer_name, parse_peer_name
-from mesh.shortids import SHORT_IDS, ShortIds
+from mesh.names import PeerName, peer_name_to_bytes
 from mesh.topology import Entry, Topology
-from mesh.topology_wire import (
-    Described,
-    Link,
-    decode_pair,
-    decode_stream,
-    encode_messages,
-    encode_pair,
-    encode_stream,
-    split_pairs,
-)
-from tests.mesh.peers import described, named, shown, snapshot, sorted_links, topology
+from mesh.topology_wire import DESCRIPTORS, Described, Link, encode_messages, encode_pair, encode_stream
+from tests.mesh.peers import named, shown, snapshot, sorted_links, topology
 from tests.vectors import load, vectors
-
-
-def fast(data: bytes) -> list[Described]:
-    cut = split_pairs(data)
-    return decode_stream(data) if cut is None else [decode_pair(pair) for pair in cut.unknown]
-
-
-@vectors("mesh", "topology.json")
-def test_wire_form(vector: dict[str, Any]) -> None:
-    data = bytes.fromhex(vector["hex"])
-    expected = [described(peer) for peer in vector["peers"]]
-    cut = split_pairs(data)
-    if cut is not None:
-        assert [decode_pair(pair) for pair in cut.unknown] == expected
-    assert (cut is not None) == bool(expected), "the usual descriptors take the fast path"
-    assert decode_stream(data) == expected
-    again = encode_stream(encode_messages(encode_pair(peer)) for peer in expected)
-    assert decode_stream(again) == expected
-    assert fast(again) == expected
-
-
-@vectors("mesh", "gob-tolerance.json")
-def test_fast_and_general_decoder_agree(vector: dict[str, Any]) -> None:
-    data = bytes.fromhex(vector["hex"])
-    if not vector["accepted"]:
-        with pytest.raises(GobError):
-            fast(data)
-        return
-    assert fast(data) == decode_stream(data)
 
 
 @vectors("mesh", "topology-merge.json")
@@ -78,34 +39,6 @@ def test_merge(vector: dict[str, Any]) -> None:
     assert (merge.our_version_bumped or merge.short_id_lost) == vector["self_broadcast_scheduled"]
     made.collect()
     assert named(made.names()) == sorted(peer["name"] for peer in vector["after_gc"])
-
-
-@pytest.mark.parametrize("vector", [pytest.param(v, id=v["name"]) for v in load("mesh", "shortid.json")])
-def test_short_ids(vector: dict[str, Any]) -> None:
-    ids = ShortIds()
-    ours = parse_peer_name(vector["ourself"])
-    mine: int | None = None
-    for step in vector["steps"]:
-        name, before = parse_peer_name(step["name"]), ids.changed
-        if step["op"] == "add":
-            ids.add(step["shortid"], name)
-            mine = step["shortid"] if name == ours else mine
-        else:
-            ids.remove(step["shortid"], name)
-        owner = ids.owner(step["shortid"])
-        assert ("" if owner is None else format_peer_name(owner)) == step["owner_after"]
-        assert named(ids.others(step["shortid"])) == sorted(step["others_after"])
-        assert (ids.changed > before) == step["invalidate"]
-        assert (mine is not None and ids.owner(mine) != ours) == step["reassign_ours"]
-
-
-def test_short_ids_run_out() -> None:
-    ids = ShortIds()
-    for short_id in range(SHORT_IDS):
-        ids.add(short_id, PeerName(short_id + 1))
-    assert ids.choose(Random(1)) is None
-    ids.remove(77, PeerName(78))
-    assert ids.choose(Random(1)) == 77
 
 
 NAMES = st.integers(1, 8).map(PeerName)
@@ -176,6 +109,179 @@ def test_mutated_updates_cost_only_a_gob_error(data: st.DataObject) -> None:
         made.merge(bytes(sample))
     except GobError:
         assert snapshot(made) == before
+
+
+def content(name: int, uid: int, version: int) -> Described:
+    """What a well-behaved peer says at a version: always the same."""
+    rng = Random(f"{name} {uid} {version}")
+    links = {PeerName(n): Link(PeerName(n), f"10.0.0.{n}:6783", True, rng.random() < 0.7) for n in range(1, 9)}
+    chosen = {remote: links[remote] for remote in rng.sample(sorted(links), rng.randrange(4)) if remote != name}
+    return Described(PeerName(name), f"n{name}", uid, version, (uid * 7 + version // 2) % 4096, True, chosen)
+
+
+SAID = st.lists(
+    st.builds(content, st.integers(1, 8), st.integers(1, 3), st.integers(0, 4)), max_size=14, unique_by=repr
+)
+
+
+@given(SAID, st.data())
+def test_the_order_and_grouping_of_updates_do_not_matter(said: list[Described], data: st.DataObject) -> None:
+    outcomes = []
+    for order in (said, data.draw(st.permutations(said))):
+        made = fresh()
+        rest = list(order)
+        while rest:
+            size = data.draw(st.integers(1, len(rest)))
+            made.merge(stream(rest[:size]))
+            rest = rest[size:]
+        outcomes.append((snapshot(made), made.digest))
+    assert outcomes[0] == outcomes[1]
+
+
+@given(st.lists(SAID, max_size=4))
+def test_collection_is_what_links_reach(updates: list[list[Described]]) -> None:
+    made = fresh()
+    made.introduce(PeerName(2), "two", 1, 5)
+    made.hold(PeerName(2))
+    made.add_link(PeerName(2), "10.0.0.2:6783", True)
+    made.introduce(PeerName(7), "held only", 1, 6)
+    made.hold(PeerName(7))
+    for update in updates:
+        made.merge(stream(update))
+        reached, frontier = {made.ourself.name, PeerName(2), PeerName(7)}, [made.ourself.name, PeerName(2), PeerName(7)]
+        while frontier:
+            entry = made.get(frontier.pop())
+            assert entry is not None
+            new = [remote for remote in entry.links if remote not in reached]
+            reached.update(new)
+            frontier.extend(new)
+        unreachable = set(made.names()) - reached
+        assert {entry.name for entry in made.collect()} == unreachable
+        assert set(made.names()) == reached
+        assert made.collect() == []
+        for short_id in range(4096):
+            owner = made.short_ids.owner(short_id)
+            assert owner is None or made.short_id(owner) == short_id
+
+
+@given(st.lists(SAID, min_size=1, max_size=3), st.integers(1, 400))
+def test_chunks_survive_collection_between_them(updates: list[list[Described]], limit: int) -> None:
+    """§18: a receiver that collects after every chunk still ends with everybody that the sender reaches."""
+    sender = fresh()
+    sender.introduce(PeerName(2), "two", 1, 5)
+    sender.add_link(PeerName(2), "10.0.0.2:6783", True)
+    for update in updates:
+        sender.merge(stream(update))
+    sender.collect()
+    receiver = Topology(PeerName(100), "them", 98, rng=Random(6))
+    receiver.introduce(sender.ourself.name, "us", 99, None)
+    receiver.hold(sender.ourself.name)
+    for chunk in sender.encode_full(limit):
+        receiver.merge(chunk)
+        receiver.collect()
+    assert set(receiver.names()) == {*sender.names(), PeerName(100)}
+    for name in sender.names():
+        ours, theirs = sender.get(name), receiver.get(name)
+        assert ours is not None and theirs is not None
+        assert sorted_links(shown(ours)) == sorted_links(shown(theirs))
+
+
+def test_chunks_keep_to_their_limit() -> None:
+    made = fresh()
+    made.merge(stream([content(name, 1, 4) for name in range(2, 9)]))
+    chunks = list(made.encode_full(150))
+    assert len(chunks) > 2
+    largest = max(len(entry.messages) for name in made.names() if (entry := made.get(name)) is not None)
+    assert all(len(chunk) <= len(DESCRIPTORS) + max(150, largest) for chunk in chunks)
+
+
+def test_a_former_self_is_outrun_again_and_again() -> None:
+    made = fresh()
+    for version, expected, bumped in ((3, 4, True), (3, 4, False), (4, 5, True), (1 << 62, (1 << 62) + 1, True)):
+        former = Described(made.ourself.name, "former", 98, version, 1, True)
+        assert made.merge(stream([former])).our_version_bumped == bumped
+        assert made.ourself.version == expected
+        assert made.ourself.uid == 99
+        assert made.ourself.nickname == "us"
+
+
+@pytest.mark.parametrize("version", [(1 << 63) + 1, (1 << 64) - 1])
+def test_a_former_self_that_cannot_be_outrun_is_a_lie(version: int) -> None:
+    made = fresh()
+    merge = made.merge(stream([Described(made.ourself.name, "former", 98, version, 1, True)]))
+    assert not merge.our_version_bumped
+    assert made.ourself.version == 0
+    made.introduce(PeerName(2), "two", 1, 5)
+    made.add_link(PeerName(2), "10.0.0.2:6783", True)
+    assert made.encode(made.names())
+
+
+def test_entries_of_any_size_are_entries() -> None:
+    made = fresh()
+    huge = (1 << 64) - 1
+    made.merge(stream([Described(PeerName((1 << 48) - 1), "x" * 1000, huge, huge, 65535, True)]))
+    entry = made.get(PeerName((1 << 48) - 1))
+    assert entry is not None and (entry.uid, entry.version, entry.short_id) == (huge, huge, 65535)
+    assert all(len(peer_name_to_bytes(name)) == 6 for name in made.names())
+    assert 0 <= made.digest <= huge
+
+
+def test_a_placeholder_that_is_described_as_one_is_no_news() -> None:
+    made = fresh()
+    made.merge(stream([Described(PeerName(2), "two", 1, 1, 0, True, {PeerName(3): Link(PeerName(3), "", True, True)})]))
+    merge = made.merge(stream([Described(PeerName(3), "odd", 0, 0, 0, False)]))
+    assert merge.described == {3}
+    assert not merge.new
+
+
+def test_our_links_change_our_version_and_nobodys_short_id() -> None:
+    made = fresh()
+    made.introduce(PeerName(2), "two", 1, 5)
+    versions, changed, digests = [made.ourself.version], made.short_ids.changed, {made.digest}
+    made.add_link(PeerName(2), "10.0.0.2:6783", True)
+    assert made.ourself.links[PeerName(2)] == Link(PeerName(2), "10.0.0.2:6783", True, False)
+    versions.append(made.ourself.version)
+    digests.add(made.digest)
+    made.establish_link(PeerName(2))
+    assert made.ourself.links[PeerName(2)].established
+    versions.append(made.ourself.version)
+    digests.add(made.digest)
+    made.delete_link(PeerName(2))
+    assert not made.ourself.links
+    versions.append(made.ourself.version)
+    digests.add(made.digest)
+    assert versions == [0, 1, 2, 3]
+    assert made.short_ids.changed == changed
+    assert len(digests) == 4
+
+
+def test_what_is_known_of_a_peer_is_not_changed_by_its_introduction() -> None:
+    made = fresh()
+    made.merge(stream([Described(PeerName(2), "gossiped", 1, 3, 5, True)]))
+    before = made.get(PeerName(2))
+    made.introduce(PeerName(2), "restarted", 2, 6)
+    assert made.get(PeerName(2)) is before
+
+
+def test_a_lost_short_id_is_replaced_when_one_is_free() -> None:
+    made = Topology(PeerName(500), "us", 99, rng=Random(5))
+    ours = made.ourself.short_id
+    merge = made.merge(stream([Described(PeerName(9), "lower", 1, 1, ours, True)]))
+    assert merge.short_id_lost and made.lacks_short_id
+    assert made.choose_short_id(Random(1))
+    assert not made.lacks_short_id
+    assert made.ourself.version == 1
+    assert made.ourself.short_id != ours
+
+
+def test_decoded_entries_are_shared_through_the_cache() -> None:
+    cache: dict[Any, Entry] = {}
+    first, second = (Topology(PeerName(n), "us", n, rng=Random(n), cache=cache) for n in (50, 60))
+    update = stream([content(name, 1, 4) for name in range(2, 9)])
+    first.merge(update)
+    second.merge(update)
+    for name in range(2, 9):
+        assert first.get(PeerName(name)) is second.get(PeerName(name))
 
 
 def test_collection_keeps_whom_a_connection_refers_to() -> None:
