@@ -1,7 +1,8 @@
 """A container's place on the bridge: a veth pair, addresses, rules about multicast, and the way back.
 
-Every step finds what an earlier run did and goes on from there; a first attach that fails leaves nothing behind.
-The container's offloads stay on, because the TAP port is handed finished frames. Source: data plane spec §8.
+Every step finds what an earlier run did and goes on from there, also after a kill in the middle; an attach that fails
+takes back what it did. The container's offloads stay on, because the TAP port is handed finished frames.
+Two attaches of one container go one after the other. Source: data plane spec §8.
 """
 
 import contextlib
@@ -11,36 +12,37 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface
-from pathlib import Path
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from host import netns
-from host.bridge import bridge_mtu, error_text, tune_interface
+from host import multicast, netns
+from host.bridge import bridge_mtu, error_text
 from host.errors import HostError
-from nft.expressions import accept, drop, in_interface, ip_destination, ip_source
-from nft.ruleset import Hook, Transaction
+from host.links import Link, addresses, by_index, by_name, namespace_number
+from host.sysctl import refuse_advertisements, tune_neighbours
 from nft.wire import NftError
 
 Address = IPv4Interface | IPv6Interface
 INTERFACE = "ethwe"
-MULTICAST = "224.0.0.0/4"
-_TABLE = "weave"
 _ID_SIZE = 7
+_NAMES_TRIED = 8
+_MIN_MTU = 68
 _ETH_P_ARP = 0x0806
-_PROTO_BOOT = 3
+_IFA_F_NODAD = 0x02
+_SETTLE = 0.001
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """What a container has now: its interface, that one's MAC, all addresses."""
+    """What a container has now: its interface, that one's MAC, all addresses, and those that are new."""
 
     host_interface: str
     interface: str
     mac: str
     addresses: tuple[str, ...]
+    added: tuple[str, ...]
 
 
 def host_names(identity: str) -> tuple[str, str]:
@@ -56,66 +58,147 @@ def attach(
     bridge: str = "weave",
     interface: str = INTERFACE,
     multicast_route: bool = True,
+    mtu: int | None = None,
+    hairpin: bool = True,
+    identity: str | None = None,
 ) -> Attachment:
-    """Connect a container and give it addresses. Raises HostError."""
-    found = netns.find(target)
-    mtu = bridge_mtu(bridge)
-    port, guest = host_names(found.identity)
-    try:
-        created = _ensure_pair(found, bridge, port, guest, interface, mtu)
+    """Connect a container and give it addresses. Blocks for milliseconds. Raises HostError.
+
+    `mtu` in octets, the bridge's by default; `identity` names the port on the host, by default from the target.
+    """
+    with netns.opened(target) as container, netns.locked(container):
+        join = _Join(container, identity or container.identity, bridge, interface, hairpin)
         try:
-            return netns.inside(
-                found.path, lambda: _configure(port, interface, addresses, multicast_route=multicast_route)
-            )
-        except BaseException:
-            if created:
-                _delete(port)
-            raise
-    except (NetlinkError, NftError, OSError) as error:
-        raise HostError(f"unable to attach {target}: {error_text(error)}") from error
+            port, created = join.ensure(_mtu(bridge, mtu))
+            try:
+                return netns.inside(
+                    container.descriptor, lambda: _configure(port, interface, addresses, multicast_route)
+                )
+            except BaseException:
+                if created:
+                    _delete(port)
+                raise
+        except (NetlinkError, NftError, OSError) as error:
+            raise HostError(f"unable to attach {target}: {error_text(error)}") from error
 
 
 def detach(target: str, addresses: Sequence[Address] | None = None, *, interface: str = INTERFACE) -> tuple[str, ...]:
-    """Take addresses away, all by default; with the last one the interface goes. Returns those taken."""
-    found = netns.find(target)
-    try:
-        return netns.inside(found.path, lambda: _withdraw(interface, addresses))
-    except (NetlinkError, NftError, OSError) as error:
-        raise HostError(f"unable to detach {target}: {error_text(error)}") from error
+    """Take addresses away, all by default; with the last one the interface goes. Returns those taken, `ip/prefix`."""
+    with netns.opened(target) as container, netns.locked(container):
+        try:
+            own = _find_port(container, interface) is not None
+            work = (lambda: _withdraw(interface, addresses)) if own else (lambda: _gone(interface))
+            return netns.inside(container.descriptor, work)
+        except (NetlinkError, NftError, OSError) as error:
+            raise HostError(f"unable to detach {target}: {error_text(error)}") from error
+
+
+def _mtu(bridge: str, wanted: int | None) -> int:
+    most = bridge_mtu(bridge)
+    if wanted is None:
+        return most
+    if not _MIN_MTU <= wanted <= most:
+        raise HostError(f"MTU {wanted} is out of range: bridge {bridge} takes {_MIN_MTU} to {most}")
+    return wanted
 
 
 # --- on the host ---
 
 
-def _ensure_pair(found: netns.Target, bridge: str, port: str, guest: str, interface: str, mtu: int) -> bool:
-    """The veth pair, one end a port of the bridge, the other in the container; whether it is new."""
-    if netns.inside(found.path, lambda: _has(interface)):
-        return False
-    descriptor = -1
+def _find_port(container: netns.Namespace, interface: str) -> Link | None:
+    """The port on this host that the container's interface leads to; None without such an interface.
+
+    Raises HostError if the interface leads elsewhere: it is not ours to change.
+    """
+    inner = netns.inside(container.descriptor, lambda: _link(interface))
+    if inner is None:
+        return None
     with IPRoute() as ip:
-        stale = ip.link_lookup(ifname=port)
-        if stale:
-            ip.link("del", index=stale[0])
-        master = ip.link_lookup(ifname=bridge)[0]
-        ip.link("add", ifname=port, kind="veth", mtu=mtu, peer={"ifname": guest, "mtu": mtu})
-        try:
-            index, other = ip.link_lookup(ifname=port)[0], ip.link_lookup(ifname=guest)[0]
-            for name in (port, guest):
-                with contextlib.suppress(OSError):
-                    Path(f"/proc/sys/net/ipv6/conf/{name}/accept_ra").write_text("0")
-            ip.link("set", index=index, master=master)
-            # A small container must not shrink the bridge for everybody.
-            ip.link("set", index=master, mtu=mtu)
-            with Path(found.path).open("rb") as namespace:
-                descriptor = namespace.fileno()
-                ip.link("set", index=other, net_ns_fd=descriptor)
-            netns.inside(found.path, lambda: _rename(guest, interface))
-            ip.link("set", index=index, state="up")
-            ip.brport("set", index=index, mode=1)
-        except BaseException:
-            _delete(port)
-            raise
-    return True
+        here = namespace_number(ip, container.descriptor)
+        port = None if inner.peer is None or here is None else by_index(ip, inner.peer)
+        if port is None or (port.peer, port.peer_namespace) != (inner.index, here):
+            raise HostError(f"interface {interface} of the container was not made by weave: remove or rename it")
+    return port
+
+
+def _link(interface: str) -> Link | None:
+    with IPRoute() as ip:
+        return by_name(ip, interface)
+
+
+@dataclass(frozen=True, slots=True)
+class _Join:
+    """One container's way onto the bridge."""
+
+    container: netns.Namespace
+    identity: str
+    bridge: str
+    interface: str
+    hairpin: bool
+
+    def ensure(self, mtu: int) -> tuple[str, bool]:
+        """The port, on the bridge and up, its other end in the container; whether it is new."""
+        existing = _find_port(self.container, self.interface)
+        if existing is not None:
+            self._plug(existing.name)
+            return existing.name, False
+        with IPRoute() as ip:
+            port, guest = self._free_names(ip)
+            ip.link("add", ifname=port, kind="veth", mtu=mtu, peer={"ifname": guest, "mtu": mtu})
+            try:
+                for name in (port, guest):
+                    refuse_advertisements(name)
+                other = ip.link_lookup(ifname=guest)[0]
+                ip.link("set", index=other, net_ns_fd=self.container.descriptor)
+                netns.inside(self.container.descriptor, lambda: _rename(guest, self.interface))
+                self._plug(port)
+            except BaseException:
+                _delete(port)
+                raise
+        return port, True
+
+    def _plug(self, port: str) -> None:
+        with IPRoute() as ip:
+            master, link = by_name(ip, self.bridge), by_name(ip, port)
+            if master is None or link is None:
+                raise HostError(f"bridge {self.bridge} or its port {port} was removed meanwhile")
+            if link.master != master.index:
+                ip.link("set", index=link.index, master=master.index)
+                # A small container must not shrink the bridge for everybody.
+                ip.link("set", index=master.index, mtu=master.mtu)
+            ip.link("set", index=link.index, state="up")
+            ip.brport("set", index=link.index, mode=int(self.hairpin))
+
+    def _free_names(self, ip: IPRoute) -> tuple[str, str]:
+        """Names that nobody has, made from the identity; what a killed attach left under them is removed."""
+        for attempt in range(_NAMES_TRIED):
+            plain = self.interface == INTERFACE and attempt == 0
+            port, guest = host_names(self.identity if plain else f"{self.identity} {self.interface} {attempt}")
+            there = by_name(ip, port)
+            if there is not None and self._unfinished(ip, there, guest):
+                ip.link("del", index=there.index)
+                there = None
+            if there is None:
+                return port, guest
+        raise HostError(f"no free name for a port of {self.identity}: too many links begin with vethwepl")
+
+    def _unfinished(self, ip: IPRoute, port: Link, guest: str) -> bool:
+        """Whether a port's other end still has the name that it has only while an attach is under way."""
+        index = port.peer
+        if index is None:
+            return False
+        if port.peer_namespace is None:
+            other = by_index(ip, index)
+        elif port.peer_namespace == namespace_number(ip, self.container.descriptor):
+            other = netns.inside(self.container.descriptor, lambda: _link_at(index))
+        else:
+            return False
+        return other is not None and other.name == guest
+
+
+def _link_at(index: int) -> Link | None:
+    with IPRoute() as ip:
+        return by_index(ip, index)
 
 
 def _delete(name: str) -> None:
@@ -128,81 +211,87 @@ def _delete(name: str) -> None:
 # --- in the container ---
 
 
-def _has(interface: str) -> bool:
-    with IPRoute() as ip:
-        return bool(ip.link_lookup(ifname=interface))
-
-
 def _rename(guest: str, interface: str) -> None:
     with IPRoute() as ip:
         ip.link("set", index=ip.link_lookup(ifname=guest)[0], ifname=interface)
-    tune_interface(interface)
+    tune_neighbours(interface)
 
 
-def _configure(port: str, interface: str, addresses: Sequence[Address], *, multicast_route: bool) -> Attachment:
+def _configure(port: str, interface: str, wanted: Sequence[Address], multicast_route: bool) -> Attachment:
     with IPRoute() as ip:
         index = ip.link_lookup(ifname=interface)[0]
-        have = _addresses(ip, index)
-        fresh = [address for address in addresses if str(address) not in have]
-        for address in fresh:
-            extra = {"flags": 0x02} if address.version == 6 else {}
-            ip.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, **extra)
-        have += [str(address) for address in fresh]
-        _limit_multicast(interface, have)
-        ip.link("set", index=index, state="up")
-        mac = ip.get_links(index)[0].get_attr("IFLA_ADDRESS")
-        time.sleep(0.001)
-        for address in addresses:
-            if isinstance(address, IPv4Interface):
-                _announce(interface, mac, address)
-        if multicast_route:
-            # The last step: start-up scripts wait for this route.
-            try:
-                ip.route("add", dst=MULTICAST, oif=index, scope=253, proto=_PROTO_BOOT)
-            except NetlinkError as error:
-                if error.code != errno.EEXIST:
-                    raise
-        return Attachment(port, interface, str(mac), tuple(have))
+        had = addresses(ip, index)
+        added: list[Address] = []
+        try:
+            for address in dict.fromkeys(wanted):
+                if str(address) not in had and _add(ip, index, address):
+                    added.append(address)
+            have = addresses(ip, index)
+            multicast.limit(interface, have)
+            ip.link("set", index=index, state="up")
+            mac = str(ip.get_links(index)[0].get_attr("IFLA_ADDRESS"))
+            time.sleep(_SETTLE)
+            for address in wanted:
+                if isinstance(address, IPv4Interface):
+                    _announce(interface, mac, address)
+            if multicast_route:
+                # The last step: start-up scripts wait for this route.
+                multicast.add_route(ip, index)
+        except BaseException:
+            for address in added:
+                _remove(ip, index, str(address))
+            multicast.limit(interface, had)
+            raise
+    return Attachment(port, interface, mac, tuple(have), tuple(map(str, added)))
 
 
-def _withdraw(interface: str, addresses: Sequence[Address] | None) -> tuple[str, ...]:
+def _withdraw(interface: str, wanted: Sequence[Address] | None) -> tuple[str, ...]:
     with IPRoute() as ip:
-        found = ip.link_lookup(ifname=interface)
-        if not found:
-            return ()
-        index = found[0]
-        have = _addresses(ip, index)
-        leaving = have if addresses is None else [str(address) for address in addresses if str(address) in have]
+        index = ip.link_lookup(ifname=interface)[0]
+        have = addresses(ip, index)
+        leaving = have if wanted is None else [str(address) for address in wanted if str(address) in have]
         for text in leaving:
-            host, _, prefix = text.partition("/")
-            ip.addr("delete", index=index, address=host, prefixlen=int(prefix))
+            _remove(ip, index, text)
         staying = [text for text in have if text not in leaving]
-        if staying:
-            _limit_multicast(interface, staying)
-        else:
-            with Transaction(_TABLE) as change:
-                change.delete_table()
+        # With an address the kernel takes those that came after it in its subnet.
+        for text in staying:
+            _add(ip, index, ip_interface(text))
+        multicast.limit(interface, staying)
+        if not staying:
             ip.link("del", index=index)
         return tuple(leaving)
 
 
-def _addresses(ip: IPRoute, index: int) -> list[str]:
-    """All addresses of an interface but the link-local ones, `ip/prefix`."""
-    found = ip.get_addr(index=index)
-    return [
-        f"{address.get_attr('IFA_ADDRESS')}/{address['prefixlen']}" for address in found if address["scope"] != 253
-    ]
+def _gone(interface: str) -> tuple[str, ...]:
+    """The interface is not there any more; its rules may be."""
+    multicast.limit(interface, ())
+    return ()
 
 
-def _limit_multicast(interface: str, addresses: Sequence[str]) -> None:
-    """Multicast comes only from the container's own subnets."""
-    subnets = sorted({str(IPv4Interface(text).network) for text in addresses if ":" not in text})
-    with Transaction(_TABLE) as change:
-        change.replace_table()
-        change.add_chain("input", Hook.INPUT)
-        for subnet in subnets:
-            change.add_rule("input", in_interface(interface), ip_source(subnet), ip_destination(MULTICAST), accept())
-        change.add_rule("input", in_interface(interface), ip_destination(MULTICAST), drop())
+def _add(ip: IPRoute, index: int, address: Address) -> bool:
+    """Whether it is new."""
+    extra: dict[str, object] = {}
+    if isinstance(address, IPv6Interface):
+        extra["flags"] = _IFA_F_NODAD
+    elif address.network.prefixlen < 31:
+        extra["broadcast"] = str(address.network.broadcast_address)
+    try:
+        ip.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, **extra)
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise
+        return False
+    return True
+
+
+def _remove(ip: IPRoute, index: int, text: str) -> None:
+    host, _, prefix = text.partition("/")
+    try:
+        ip.addr("delete", index=index, address=host, prefixlen=int(prefix))
+    except NetlinkError as error:
+        # It went with another of its subnet.
+        if error.code != errno.EADDRNOTAVAIL:
+            raise
 
 
 def _announce(interface: str, mac: str, address: IPv4Interface) -> None:

@@ -1,15 +1,20 @@
-"""Network namespaces: finding the one that is meant, and doing something in it.
+"""Network namespaces: finding the one that is meant, holding it open, and doing something in it.
 
-A thread enters, never the process: the rest of the program stays where it is. Source: setns(2), namespaces(7).
+A thread enters, never the process: the rest of the program stays where it is. A namespace is held by descriptor, so
+that a pid which is used anew meanwhile cannot lead elsewhere. Source: setns(2), namespaces(7).
 """
 
+import contextlib
 import ctypes
+import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,64 +22,103 @@ from typing import TypeVar
 from host.errors import HostError
 
 _CLONE_NEWNET = 0x40000000
-_TIMEOUT = 10
-_RUN_NETNS = Path("/run/netns")
+_RUNTIME_TIMEOUT = 5.0
+_LOCK_TIMEOUT = 20.0
+_LOCK_POLL = 0.02
+_RUN = Path("/run")
+_PID_FILES = (
+    "containerd/io.containerd.runtime.v2.task/*/{}*/init.pid",
+    "docker/containerd/daemon/io.containerd.runtime.v2.task/*/{}*/init.pid",
+    "containers/storage/overlay-containers/{}*/userdata/pidfile",
+)
+_INSPECT = (
+    (("docker", "inspect"), ("State", "Pid")),
+    (("podman", "inspect"), ("State", "Pid")),
+    (("crictl", "inspect"), ("info", "pid")),
+    (("crictl", "inspectp"), ("info", "pid")),
+)
+_CONTAINER_ID = re.compile(r"[0-9a-f]{7,64}")
+_PROCESS_PATH = re.compile(r"/proc/(\d+)/ns/net")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """A container's network namespace. `identity` names its interface on the host."""
+class Namespace:
+    """A container's network namespace, held open. `identity` names its interface on the host."""
 
-    path: str
+    descriptor: int
     identity: str
 
 
-def find(target: str) -> Target:
-    """A pid, a namespace's name or path, or a container id where a runtime is present. Raises HostError."""
-    if target.isdecimal():
-        found = Target(f"/proc/{target}/ns/net", target)
-    elif target.startswith("/"):
-        found = Target(target, Path(target).name)
-    elif (_RUN_NETNS / target).exists():
-        found = Target(str(_RUN_NETNS / target), target)
-    else:
-        pid = _container_pid(target)
-        if pid is None:
-            raise HostError(
-                f"no container, namespace or process {target!r}: give a pid, a name from 'ip netns', a path, "
-                "or the id of a running container"
-            )
-        found = Target(f"/proc/{pid}/ns/net", str(pid))
-    _check(found, target)
-    return found
-
-
-def _check(found: Target, target: str) -> None:
+@contextlib.contextmanager
+def opened(target: str) -> Iterator[Namespace]:
+    """A pid, a namespace's name or path, or a container's id or name where a runtime is present. Raises HostError."""
+    path, identity = _resolve(target)
     try:
-        theirs = os.stat(found.path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise HostError(f"unable to open the network namespace of {target!r}: {error.strerror}") from error
-    for host in ("/proc/1/ns/net", "/proc/self/ns/net"):
+    try:
+        _check(descriptor, target)
+        yield Namespace(descriptor, identity)
+    finally:
+        os.close(descriptor)
+
+
+def _resolve(target: str, run: Path = _RUN) -> tuple[str, str]:
+    """Path and identity."""
+    if target.isdecimal() and Path("/proc", target).exists():
+        return f"/proc/{target}/ns/net", target
+    if target.startswith("/"):
+        process = _PROCESS_PATH.fullmatch(target)
+        return target, process[1] if process else Path(target).name
+    if "/" not in target and (run / "netns" / target).exists():
+        return str(run / "netns" / target), target
+    pid = _recorded_pid(target, run) or _inspected_pid(target)
+    if pid is None:
+        raise HostError(
+            f"no container, namespace or process {target!r}: give a pid, a name from 'ip netns', a path, "
+            "or the id of a running container"
+        )
+    return f"/proc/{pid}/ns/net", str(pid)
+
+
+def _check(descriptor: int, target: str) -> None:
+    theirs = os.fstat(descriptor)
+    for host in ("/proc/1/ns/net", f"/proc/self/task/{threading.get_native_id()}/ns/net"):
         try:
             ours = os.stat(host)
         except OSError:
+            # Process 1 is not always ours to look at; our own namespace is.
             continue
-        if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
+        if ours.st_dev != theirs.st_dev:
+            raise HostError(f"{target!r} is no network namespace")
+        if ours.st_ino == theirs.st_ino:
             raise HostError(f"{target!r} runs in the host's own network namespace; attaching to it is refused")
 
 
-def _container_pid(container: str) -> int | None:
-    """Ask whichever runtime is here."""
-    for command, keys in (
-        (["docker", "inspect", container], ("State", "Pid")),
-        (["podman", "inspect", container], ("State", "Pid")),
-        (["crictl", "inspect", container], ("info", "pid")),
-    ):
+def _recorded_pid(container: str, run: Path) -> int | None:
+    """The pid that a runtime wrote down for a container's id, whole or its first digits. Raises HostError."""
+    if not _CONTAINER_ID.fullmatch(container):
+        return None
+    found = {path.parent: path for pattern in _PID_FILES for path in run.glob(pattern.format(container))}
+    if len(found) > 1:
+        raise HostError(f"several containers begin with {container!r}: give more digits")
+    for path in found.values():
+        with contextlib.suppress(OSError, ValueError):
+            return int(path.read_text())
+    return None
+
+
+def _inspected_pid(container: str) -> int | None:
+    """The pid of a running container, from whichever runtime's program is here and knows it."""
+    if container.startswith("-"):
+        return None
+    for command, keys in _INSPECT:
         if shutil.which(command[0]) is None:
             continue
         try:
-            answer = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=True)
+            answer = subprocess.run((*command, container), capture_output=True, timeout=_RUNTIME_TIMEOUT, check=True)
             document = json.loads(answer.stdout)
         except (OSError, subprocess.SubprocessError, ValueError):
             continue
@@ -86,14 +130,32 @@ def _container_pid(container: str) -> int | None:
     return None
 
 
-def inside(path: str, work: Callable[[], T]) -> T:
-    """Run `work` in a thread of the namespace at `path`; what it returns or raises. Raises HostError."""
+@contextlib.contextmanager
+def locked(namespace: Namespace) -> Iterator[None]:
+    """Keep others from attaching to or detaching from a namespace meanwhile. Raises HostError if they do not end."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT
+    while True:
+        try:
+            fcntl.flock(namespace.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise HostError("another attach or detach of this container does not end") from None
+            time.sleep(_LOCK_POLL)
+    try:
+        yield
+    finally:
+        fcntl.flock(namespace.descriptor, fcntl.LOCK_UN)
+
+
+def inside(place: str | int, work: Callable[[], T]) -> T:
+    """Run `work` in a thread of the namespace at a path or descriptor; what it returns or raises. Raises HostError."""
     results: list[T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            _enter(path)
+            _enter(place)
             results.append(work())
         except BaseException as error:
             errors.append(error)
@@ -106,15 +168,15 @@ def inside(path: str, work: Callable[[], T]) -> T:
     return results[0]
 
 
-def _enter(path: str) -> None:
+def _enter(place: str | int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC) if isinstance(place, str) else os.dup(place)
     except OSError as error:
-        raise HostError(f"unable to open network namespace {path}: {error.strerror}") from error
+        raise HostError(f"unable to open network namespace {place}: {error.strerror}") from error
     try:
         if libc.setns(descriptor, _CLONE_NEWNET) != 0:
             reason = os.strerror(ctypes.get_errno())
-            raise HostError(f"unable to enter network namespace {path}: {reason}")
+            raise HostError(f"unable to enter network namespace {place}: {reason}")
     finally:
         os.close(descriptor)

@@ -267,7 +267,7 @@ def _reset(arguments: list[str]) -> int:
             "ERROR: weave is not running; unable to remove from cluster.\n"
             "Re-launch weave before reset or use --force to override."
         )
-    from host.bridge import reset
+    from host.reset import reset
 
     _host(lambda: reset("weave"))
     return 0

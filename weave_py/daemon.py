@@ -20,9 +20,10 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
-from host.bridge import MAX_TAP_MTU, TAP_NAME, bridge_mac, ensure_bridge, open_tap
+from host.bridge import MAX_TAP_MTU, bridge_mac, ensure_bridge
 from host.errors import HostError
 from host.identity import system_name
+from host.tap import TAP_NAME, open_tap
 from mesh.config import MeshConfig
 from mesh.names import PeerName, format_peer_name, parse_peer_name, peer_label
 from mesh.tcp import MeshService

@@ -1,0 +1,57 @@
+"""Removing from a host what we and Weave Net 2.8 made there: links, and our rules.
+
+Containers lose their interface with its other end here; the rules in their namespaces go before that, while there is
+still a way to find them. Source: data plane spec §9, CLI spec §11.
+"""
+
+import contextlib
+import errno
+from functools import partial
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from host import multicast, netns
+from host.bridge import DATAPATH, error_text
+from host.errors import HostError
+from host.links import Link, attached, links
+from nft import readback
+from nft.ruleset import Transaction
+from nft.wire import NftError
+
+TABLE = "weave"
+_PREFIX = "vethwe"
+
+
+def reset(bridge: str) -> list[str]:
+    """Remove everything of ours on this host; what was removed, a name each. Raises HostError."""
+    removed: list[str] = []
+    for container in attached(bridge):
+        # A container that ends meanwhile takes its rules along.
+        with contextlib.suppress(HostError, NftError, OSError):
+            netns.inside(container.namespace, partial(multicast.limit, container.interface, ()))
+    try:
+        with IPRoute() as ip:
+            removed += [link.name for link in links(ip) if _is_ours(link, bridge) and _deleted(ip, link)]
+        if TABLE in readback.tables():
+            with Transaction(TABLE) as change:
+                change.delete_table()
+            removed.append(f"table inet {TABLE}")
+    except (NetlinkError, NftError, OSError) as error:
+        raise HostError(f"unable to remove everything: {error_text(error)}") from error
+    return removed
+
+
+def _is_ours(link: Link, bridge: str) -> bool:
+    return link.name == bridge or link.name.startswith(_PREFIX) or (link.name, link.kind) == (DATAPATH, "openvswitch")
+
+
+def _deleted(ip: IPRoute, link: Link) -> bool:
+    """Whether it was still there: one end of a pair takes the other along."""
+    try:
+        ip.link("del", index=link.index)
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise
+        return False
+    return True
