@@ -87,12 +87,12 @@ def disturb(count: int, degree: int) -> None:
     """With a bounded degree: how fast one newcomer, and then the death of a tenth, is known everywhere."""
     network = Network(5)
     nodes = [network.add(number, mesh_degree=degree, conn_limit=0) for number in range(1, count + 1)]
-    for node in nodes[1:]:
-        node.connect([network.rng.choice(nodes[:64])])
+    for before, node in enumerate(nodes[1:], 1):
+        node.connect([network.rng.choice(nodes[: min(before, 64)])])
     formed = cpu(lambda: network.clock.run(300, network.agree, check=2.0))
     degrees = sorted(len(node.router.connections) for node in nodes)
-    print(f"{count} peers, degree {degree}: formed after {network.clock.now():.0f} virtual s, {formed:.0f} CPU s; degrees "
-          f"{degrees[0]} to {degrees[-1]}, median {degrees[count // 2]}")
+    print(f"{count} peers, degree {degree}: formed after {network.clock.now():.0f} virtual s, {formed:.0f} CPU s")
+    print(f"  degrees {degrees[0]} to {degrees[-1]}, median {degrees[count // 2]}")
     network.clock.run(40)
     start = network.clock.now()
     newcomer = network.add(count + 1, mesh_degree=degree, conn_limit=0)

@@ -60,7 +60,7 @@ class Timing:
     # An entry asked of one neighbour is not asked of another before this.
     want_timeout: float = 2.0
     # A collected peer's last entry is not learned again from a neighbour that has not collected it yet.
-    collected_memory: float = 60.0
+    collected_memory: float = 10.0
     surrogate_memory: float = 30.0
     retry_initial: float = 2.0
     retry_factor: float = 1.5

@@ -86,6 +86,7 @@ class Connection:
         "paused",
         "remote",
         "session_key",
+        "speaks_summaries",
         "state",
         "uid",
         "version",
@@ -125,6 +126,8 @@ class Connection:
         self.version = 0
         self.established = False
         self.encrypted_overlay = False
+        # Whether the peer takes notices and digests instead of whole topologies.
+        self.speaks_summaries = False
         self.overlay: OverlayConnection | None = None
         self.outbox = Outbox(limits)
         self.paused = False

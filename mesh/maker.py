@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from random import Random
 from typing import Protocol
 
-from mesh.config import MeshConfig, Timing
+from mesh.config import Limits, MeshConfig, Timing
 from mesh.connection import Connection
 from mesh.names import PeerName
 from mesh.routes import Routes
@@ -68,6 +68,9 @@ class MakerMesh(Protocol):
 
 
 Dial = Callable[[str, int], None]
+# Neighbours are drawn from this many times as many peers with the fewest.
+_CHOICE = 4
+_SPARE = 2
 
 
 class ConnectionMaker:
@@ -83,8 +86,10 @@ class ConnectionMaker:
         scheduler: Scheduler,
         rng: Random,
         timing: Timing,
+        limits: Limits,
         log: logging.Logger,
     ) -> None:
+        self._limits = limits
         self._mesh = mesh
         self._topology = topology
         self._config = config
@@ -203,7 +208,7 @@ class ConnectionMaker:
             if self._targets[address].state is not TargetState.ATTEMPTING:
                 del self._targets[address]
         now = self._scheduler.now()
-        for address in wanted:
+        for address in sorted(wanted):
             if address not in self._targets:
                 self._targets[address] = Target(address, now, self._timing.retry_initial)
         connected = {connection.address for connection in self._mesh.all_connections()}
@@ -248,12 +253,24 @@ class ConnectionMaker:
         lacking = degree - len(self._mesh.connections)
         if lacking <= 0:
             return {target.address for target in self._targets.values() if target.state is TargetState.ATTEMPTING}
-        by_peer = dict(self._addresses(missing, self._config.port))
+        willing = {name for name in missing if self._has_room(name)}
+        by_peer = dict(self._addresses(willing, self._config.port))
         known = set(by_peer.values())
         kept = {address for address in self._targets if address in known and not self.is_direct(address)}
-        candidates = sorted(known - kept)
         more = max(0, lacking - len(kept))
+        # Of the peers with the fewest neighbours, random ones: degrees even out, and the graph stays random.
+        fewest = sorted(by_peer, key=lambda name: (self._degree_of(name), name))[: _CHOICE * more]
+        candidates = sorted({by_peer[name] for name in fewest} - kept)
         return kept | set(self._rng.sample(candidates, min(more, len(candidates))))
+
+    def _degree_of(self, name: PeerName) -> int:
+        entry = self._topology.get(name)
+        return 0 if entry is None else len(entry.links)
+
+    def _has_room(self, name: PeerName) -> bool:
+        """Whether a peer with our own bound would accept one more neighbour, with some to spare for a race."""
+        bound = (self._config.mesh_degree or 0) * self._limits.degree_slack
+        return self._degree_of(name) < bound - _SPARE
 
     def _addresses(self, absent: set[PeerName], port: int) -> Iterator[tuple[PeerName, str]]:
         """(peer, address) for each listed link to one of the absent peers."""
@@ -284,19 +301,22 @@ class ConnectionMaker:
             return
         self._rng.shuffle(due)
         room = degree - len(self._mesh.connections) - attempting
-        reached = self._reachable_hosts() if due else set()
+        reached = self._reachable_hosts() if due else {}
         settled = now - self._quiet_since >= self._timing.want_timeout
         for target in due:
-            reachable = target.name in self._mesh.routes.unicast_all or _host(target.address) in reached
+            name = target.name or reached.get(_host(target.address))
+            reachable = name is not None and name in self._mesh.routes.unicast_all
+            if reachable and name is not None and not self._has_room(name):
+                continue
             if room > 0 or (not reachable and settled):
                 self._attempt(target)
                 room -= 1
                 settled = False
 
-    def _reachable_hosts(self) -> set[str]:
+    def _reachable_hosts(self) -> dict[str, PeerName]:
         """Hosts of peers that relays reach."""
         reach = set(self._mesh.routes.unicast_all)
-        return {_host(address) for _, address in self._addresses(reach, self._config.port)}
+        return {_host(address): name for name, address in self._addresses(reach, self._config.port)}
 
     def _attempt(self, target: Target) -> None:
         limit = self._config.conn_limit

@@ -24,7 +24,7 @@ from mesh.scheduler import Coalesced, Scheduler, Timer
 from mesh.seams import ConnectionParams, Gossiper, Overlay, OverlayError
 from mesh.status import ConnectionRow, MeshStatus, PeerLinkRow, PeerRow
 from mesh.topology import Merge, Topology
-from mesh.topology_gossip import EXTENSIONS_FEATURE, SUMMARY_EXTENSION, TopologyGossip, speaks_summaries
+from mesh.topology_gossip import EXTENSIONS_FEATURE, SUMMARY_EXTENSION, TopologyGossip, announces_summaries
 
 
 class NeverAgainError(MeshError):
@@ -92,7 +92,7 @@ class Router:
             self, self._topology_gossip, scheduler=scheduler, rng=rng, timing=timing, limits=limits, log=log
         )
         self.maker = ConnectionMaker(
-            self, self.topology, config, dial, scheduler=scheduler, rng=rng, timing=timing, log=log
+            self, self.topology, config, dial, scheduler=scheduler, rng=rng, timing=timing, limits=limits, log=log
         )
         self._recalculation = Coalesced(scheduler, timing.route_delay, self._recalculate)
         self._collection = Coalesced(scheduler, timing.collect_delay, self.collect)
@@ -244,6 +244,7 @@ class Router:
         """A peer said who it is: admit it to the mesh or refuse it (§6.2, steps 3 to 10)."""
         features = connection.features
         assert features is not None
+        connection.speaks_summaries = announces_summaries(features)
         self.maker.identified(connection)
         self._check_identity(connection)
         name = connection.name
@@ -321,7 +322,7 @@ class Router:
         if limit and len(self._connections) >= limit:
             raise MeshError(f"Connection limit reached ({limit})")
         degree = self.config.mesh_degree
-        if degree is None or connection.outbound or not speaks_summaries(connection):
+        if degree is None or connection.outbound or not connection.speaks_summaries:
             return
         enough = degree * self._limits.degree_slack
         if len(self._connections) >= enough and connection.name in self.routes.unicast_all:

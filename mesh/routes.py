@@ -152,6 +152,9 @@ class Routes:
                 listed |= bit
                 if link.established:
                     established |= bit
+        if established == listed:
+            # One number instead of two equal ones: a simulation holds a million of them.
+            established = listed
         ours = 1 << number
         for to in _bits(established ^ self._established[number]):
             self._established_to[to] ^= ours

@@ -20,6 +20,7 @@ from typing import Protocol
 from mesh.config import Limits, Timing
 from mesh.connection import Connection
 from mesh.errors import ProtocolError
+from mesh.features import Features
 from mesh.messages import ExtensionTag, Tag, encode_gossip
 from mesh.names import PeerName
 from mesh.routes import Routes
@@ -51,10 +52,9 @@ class TopologyMesh(Protocol):
         """An update was applied: routes, collection, dialling and short ids follow."""
 
 
-def speaks_summaries(connection: Connection) -> bool:
-    """Whether the neighbour announced our extension."""
-    features = connection.features
-    return features is not None and SUMMARY_EXTENSION in features.raw.get(EXTENSIONS_FEATURE, "").split(" ")
+def announces_summaries(features: Features) -> bool:
+    """Whether a peer announced our extension."""
+    return SUMMARY_EXTENSION in features.raw.get(EXTENSIONS_FEATURE, "").split(" ")
 
 
 class TopologyGossip:
@@ -115,7 +115,7 @@ class TopologyGossip:
         """The 30 s round: a digest to our own kind, changes and a slice of the rest to 2.8."""
         names = self._slice()
         for connection in self._random_neighbours(None):
-            if speaks_summaries(connection):
+            if connection.speaks_summaries:
                 self._send_digest(connection)
             else:
                 connection.outbox.names |= names
@@ -136,7 +136,7 @@ class TopologyGossip:
 
     def greet(self, connection: Connection) -> None:
         """All we know, to a new neighbour."""
-        if speaks_summaries(connection):
+        if connection.speaks_summaries:
             self._send_summary(connection, self._topology.names(), whole=True)
             return
         connection.outbox.take_topology()
@@ -217,7 +217,9 @@ class TopologyGossip:
             listed.add(name)
             entry = topology.get(name)
             if entry is None or entry.uid == 0:
-                if self._worth_asking(name, version, uid, now):
+                # A whole list brings everybody on the way to a peer as well: nobody on it is without a path.
+                echo = not whole and self._is_echo(name, version, uid)
+                if not echo and self._worth_asking(name, version, uid, now):
                     wanted.append(raw)
             elif (version, uid) > (entry.version, entry.uid):
                 # Our own name in a former run is asked for as well: its entry tells us the version to pass.
@@ -256,10 +258,12 @@ class TopologyGossip:
         for start in range(0, len(names), _BATCH):
             connection.send(ExtensionTag.WANT, b"".join(names[start : start + _BATCH]))
 
-    def _worth_asking(self, name: PeerName, version: int, uid: int, now: float) -> bool:
+    def _is_echo(self, name: PeerName, version: int, uid: int) -> bool:
+        """Whether this is an entry that we collected a moment ago, told by somebody who has not yet."""
         collected = self._collected.get(name)
-        if collected is not None and (version, uid) <= collected[:2]:
-            return False
+        return collected is not None and (version, uid) <= collected[:2]
+
+    def _worth_asking(self, name: PeerName, version: int, uid: int, now: float) -> bool:
         asked = self._wanted.get(name)
         if asked is not None and (version, uid) <= asked[:2] and now - asked[2] < self._timing.want_timeout:
             return False
@@ -276,12 +280,18 @@ class TopologyGossip:
     # --- sending ---
 
     def _spread(self, names: set[PeerName], exclude: PeerName | None) -> None:
+        """Pass on what is new: entries to 2.8 by its weights, notices to our own kind.
+
+        Notices go to neighbours drawn alike: by weight, one that lies on few paths would often be left out by all.
+        """
         for connection in self._random_neighbours(exclude):
-            box = connection.outbox
-            if speaks_summaries(connection):
-                box.notices |= names
-            else:
-                box.names |= names
+            if not connection.speaks_summaries:
+                connection.outbox.names |= names
+                self._wait(connection)
+        connections = self._mesh.connections.items()
+        kin = [connection for name, connection in connections if connection.speaks_summaries and name != exclude]
+        for connection in self._rng.sample(kin, min(self._mesh.routes.fanout(), len(kin))):
+            connection.outbox.notices |= names
             self._wait(connection)
 
     def _random_neighbours(self, exclude: PeerName | None) -> list[Connection]:
