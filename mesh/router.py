@@ -254,6 +254,8 @@ class Router:
         restarted = known is not None and known.uid not in (0, features.uid)
         reachable = name in self.routes.unicast
         self.topology.introduce(name, features.nickname, features.uid, features.short_id)
+        if self.topology.lacks_short_id:
+            self._choose_short_id()
         self.topology.hold(name)
         try:
             connection.log(f"connection ready; using protocol version {connection.version}")
