@@ -257,7 +257,9 @@ class ConnectionMaker:
         by_peer = dict(self._addresses(willing, self._config.port))
         known = set(by_peer.values())
         kept = {address for address in self._targets if address in known and not self.is_direct(address)}
-        more = max(0, lacking - len(kept))
+        # One that failed waits for its next try; meanwhile somebody else takes its place.
+        promising = [address for address in kept if self._targets[address].last_error is None]
+        more = max(0, lacking - len(promising))
         # Of the peers with the fewest neighbours, random ones: degrees even out, and the graph stays random.
         fewest = sorted(by_peer, key=lambda name: (self._degree_of(name), name))[: _CHOICE * more]
         candidates = sorted({by_peer[name] for name in fewest} - kept)
