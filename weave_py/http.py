@@ -14,7 +14,8 @@ from aiohttp import web
 
 from weave_py import status_text
 from weave_py.report import Document, to_json
-from weave_py.template import ExecutionError, TemplateError, render
+from weave_py.template import TemplateError
+from weave_py.template_fill import ExecutionError, render
 
 _MAX_BODY = 1 << 20
 _JSON = "application/json"

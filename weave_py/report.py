@@ -12,6 +12,9 @@ from mesh.names import format_peer_name
 from mesh.status import MeshStatus
 
 Document = dict[str, Any]
+# Parts of the document that are there only where the service runs, and parts whose keys vary.
+OPTIONAL = frozenset(("VersionCheck", "IPAM", "DNS", "Proxy", "Plugin"))
+MAPS = frozenset(("Attrs", "OverlayDiagnostics", "CaptureStats"))
 
 
 class VersionCheck(dict[str, Any]):

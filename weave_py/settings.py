@@ -5,6 +5,7 @@ in one warning. Texts and exit codes are those that scripts know. Source: CLI sp
 """
 
 import os
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from mesh.names import InvalidPeerNameError, PeerName, parse_peer_name
 EXIT_USAGE = 125
 REDACTED = "<redacted>"
 _SECRET = frozenset(("password", "token"))
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_MAX_DIGITS = 20
 LEVELS = ("debug", "info", "warning", "warn", "error", "fatal", "panic")
 
 
@@ -169,15 +172,17 @@ def _value(flag: Flag, text: str) -> str | int | bool:
             return False
         raise FlagError(f'invalid boolean value "{text}" for flag --{flag.name}: {_syntax("ParseBool", text)}')
     if flag.kind is int:
-        try:
-            return int(text)
-        except ValueError:
-            raise FlagError(f'invalid value "{text}" for flag --{flag.name}: {_syntax("ParseInt", text)}') from None
+        if not _INTEGER.fullmatch(text):
+            raise FlagError(f'invalid value "{text}" for flag --{flag.name}: {_syntax("ParseInt", text)}')
+        if len(text) > _MAX_DIGITS or abs(int(text)) >= 1 << 63:
+            problem = _syntax("ParseInt", text, "value out of range")
+            raise FlagError(f'invalid value "{text}" for flag --{flag.name}: {problem}')
+        return int(text)
     return text
 
 
-def _syntax(function: str, text: str) -> str:
-    return f'strconv.{function}: parsing "{text}": invalid syntax'
+def _syntax(function: str, text: str, problem: str = "invalid syntax") -> str:
+    return f'strconv.{function}: parsing "{text}": {problem}'
 
 
 def check(

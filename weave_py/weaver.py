@@ -2,10 +2,14 @@
 
 import os
 import sys
+from pathlib import Path
 
 from weave_py import __version__
 from weave_py.log import set_up
 from weave_py.settings import EXIT_USAGE, FlagError, SettingsError, check, parse, usage
+
+# The 48th field of proc(5)'s stat, counted from the third: the first that follows the name in brackets.
+_ARG_START = 45
 
 
 def main() -> None:
@@ -25,9 +29,9 @@ def _main(arguments: list[str]) -> int:
     if values["version"]:
         print(f"weave {__version__}")
         return 0
-    if values["password"] and not values["print-peer-name"]:
-        _hide_password(arguments, str(values["password"]))
     log = set_up("info")
+    if values["password"] and not hide_argument(str(values["password"])):
+        log.warning("the password shows in the list of processes: give it by WEAVE_PASSWORD or --password-file")
     try:
         settings = check(values, given, peers)
     except SettingsError as error:
@@ -49,19 +53,25 @@ def _main(arguments: list[str]) -> int:
     return daemon.run(settings, log)
 
 
-def _hide_password(arguments: list[str], password: str) -> None:
-    """A password on the command line is in `ps` for everybody: start again with it in the environment."""
-    kept: list[str] = []
-    skip = False
-    for word in arguments:
-        if skip:
-            skip = False
-        elif word in ("--password", "-password"):
-            skip = True
-        elif not word.startswith(("--password=", "-password=")):
-            kept.append(word)
-    os.environ["WEAVE_PASSWORD"] = password
-    os.execv(sys.executable, [sys.executable, "-m", "weave_py.weaver", *kept])
+def hide_argument(secret: str) -> bool:
+    """Overwrite a secret where the kernel shows this process's command line; whether it is gone from there.
+
+    `ps` reads the very memory that `execve` filled, and that memory is ours to write (proc(5), `arg_start`).
+    """
+    hidden = os.fsencode(secret)
+    try:
+        start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[_ARG_START])
+        words = Path("/proc/self/cmdline").read_bytes().split(b"\0")
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            for word in words:
+                if word == hidden or word.endswith(b"=" + hidden):
+                    memory.seek(start + len(word) - len(hidden))
+                    memory.write(b"x" * len(hidden))
+                start += len(word) + 1
+        shown = Path("/proc/self/cmdline").read_bytes().split(b"\0")
+        return not any(word == hidden or word.endswith(b"=" + hidden) for word in shown)
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from mesh.names import PeerName
 from mesh.status import ConnectionRow, MeshStatus, PeerLinkRow, PeerRow
 from tests.vectors import ROOT
 from weave_py import report, status_text
-from weave_py.template import ExecutionError, TemplateError, render
+from weave_py.template import TemplateError
+from weave_py.template_fill import ExecutionError, render
 
 API = ROOT / "api"
 SITUATIONS = ["3-nodes-ready", "idle-single", "encrypted", "pending", "failed-connections"]
@@ -134,7 +135,7 @@ def test_templates(template: str, expected: str) -> None:
         ("{{.A", "template: format:1: unclosed action"),
         ("{{if .Ready}}", "unexpected EOF"),
         ("{{end}}", "unexpected {{end}}"),
-        ("{{template \"x\"}}", 'function "template" not defined'),
+        ("{{template \"x\"}}", "unsupported action {{template}}"),
         ("{{nosuch .}}", 'function "nosuch" not defined'),
         ("{{}}", "missing value for command"),
         ("{{$x}}", "undefined variable"),
