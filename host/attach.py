@@ -9,7 +9,6 @@ import contextlib
 import errno
 import hashlib
 import socket
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
@@ -20,7 +19,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from host import multicast, netns
 from host.bridge import bridge_mtu, error_text
 from host.errors import HostError
-from host.links import Link, addresses, by_index, by_name, namespace_number
+from host.links import Link, addresses, await_forwarding, by_index, by_name, namespace_number
 from host.sysctl import refuse_advertisements, tune_neighbours
 from nft.wire import NftError
 
@@ -31,7 +30,6 @@ _NAMES_TRIED = 8
 _MIN_MTU = 68
 _ETH_P_ARP = 0x0806
 _IFA_F_NODAD = 0x02
-_SETTLE = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +69,10 @@ def attach(
         try:
             port, created = join.ensure(_mtu(bridge, mtu))
             try:
-                return netns.inside(
-                    container.descriptor, lambda: _configure(port, interface, addresses, multicast_route)
-                )
+                made = netns.inside(container.descriptor, lambda: _configure(port, interface, addresses))
+                await_forwarding(port)
+                netns.inside(container.descriptor, lambda: _finish(made, addresses, multicast_route))
+                return made
             except BaseException:
                 if created:
                     _delete(port)
@@ -217,7 +216,7 @@ def _rename(guest: str, interface: str) -> None:
     tune_neighbours(interface)
 
 
-def _configure(port: str, interface: str, wanted: Sequence[Address], multicast_route: bool) -> Attachment:
+def _configure(port: str, interface: str, wanted: Sequence[Address]) -> Attachment:
     with IPRoute() as ip:
         index = ip.link_lookup(ifname=interface)[0]
         had = addresses(ip, index)
@@ -230,19 +229,32 @@ def _configure(port: str, interface: str, wanted: Sequence[Address], multicast_r
             multicast.limit(interface, have)
             ip.link("set", index=index, state="up")
             mac = str(ip.get_links(index)[0].get_attr("IFLA_ADDRESS"))
-            time.sleep(_SETTLE)
-            for address in wanted:
-                if isinstance(address, IPv4Interface):
-                    _announce(interface, mac, address)
-            if multicast_route:
-                # The last step: start-up scripts wait for this route.
-                multicast.add_route(ip, index)
         except BaseException:
-            for address in added:
-                _remove(ip, index, str(address))
-            multicast.limit(interface, had)
+            _take_back(ip, interface, index, [str(address) for address in added], had)
             raise
     return Attachment(port, interface, mac, tuple(have), tuple(map(str, added)))
+
+
+def _finish(made: Attachment, wanted: Sequence[Address], multicast_route: bool) -> None:
+    """Tell the neighbours; last of all the route that start-up scripts wait for."""
+    with IPRoute() as ip:
+        index = ip.link_lookup(ifname=made.interface)[0]
+        try:
+            for address in wanted:
+                if isinstance(address, IPv4Interface):
+                    _announce(made.interface, made.mac, address)
+            if multicast_route:
+                multicast.add_route(ip, index)
+        except BaseException:
+            had = [text for text in made.addresses if text not in made.added]
+            _take_back(ip, made.interface, index, made.added, had)
+            raise
+
+
+def _take_back(ip: IPRoute, interface: str, index: int, added: Sequence[str], had: Sequence[str]) -> None:
+    for text in added:
+        _remove(ip, index, text)
+    multicast.limit(interface, had)
 
 
 def _withdraw(interface: str, wanted: Sequence[Address] | None) -> tuple[str, ...]:
