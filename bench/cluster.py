@@ -47,6 +47,9 @@ def routers(count: int, foreign: str | None) -> Iterator[list[Router]]:
         made: list[Router] = []
         try:
             for number in range(1, count + 1):
+                underlay.host(number)
+            underlay.know_each_other()
+            for number in range(1, count + 1):
                 router = Router(underlay.host(number), Path(directory) / f"h{number}", foreign=foreign)
                 router.start([], "--conn-limit", "0")
                 made.append(router)
@@ -89,7 +92,7 @@ def measure(kind: str, count: int, foreign: str | None, idle: float) -> Result:
         before = sample(made)
         for router in made[1:]:
             router.post("/connect", f"peer={first}")
-        wait_until(f"{count} routers agree", lambda: agree(made), 300, interval=1.0)
+        wait_until(f"{count} routers agree", lambda: agree(made), 300, interval=2.0)
         phase("start to agreement", before)
         time.sleep(15)
         before = sample(made)

@@ -214,6 +214,7 @@ def test_underlay_mtu_changes_under_a_stream() -> None:
         wait_until("the smaller MTU is known", verified, 20)
 
 
+@pytest.mark.timeout(300)
 def test_cut_and_heal() -> None:
     with cluster() as made:
         made.start_all(3)
@@ -221,10 +222,10 @@ def test_cut_and_heal() -> None:
         containers = {number: made.container(number) for number in made.routers}
         made.await_routes()
         made.underlay.cut(3)
-        wait_until("the cut is noticed", lambda: made.neighbours(1) == {2}, 75, interval=1)
+        wait_until("the cut is noticed", lambda: made.neighbours(1) == {2}, 100, interval=1)
         assert ping(containers[1], "10.32.0.2", count=5)
         made.underlay.cut(3, down=False)
-        made.await_links(mesh_links(3), timeout=60)
+        made.await_links(mesh_links(3), timeout=120)
         made.await_routes()
         assert ping(containers[1], "10.32.0.3", count=10)
 
