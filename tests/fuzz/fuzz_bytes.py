@@ -1,0 +1,106 @@
+"""Coverage-guided garbage for everything that reads a peer's bytes.
+
+    python -m tests.fuzz.fuzz_bytes -runs=100000          libFuzzer's flags
+    python -m tests.fuzz.fuzz_bytes -max_total_time=300
+
+The first byte chooses the reader. Whatever comes out other than the protocol's own error is a finding.
+"""
+
+import sys
+from collections.abc import Callable
+from random import Random
+
+import atheris
+
+with atheris.instrument_imports(include=["mesh", "overlay", "sleeve"]):
+    from mesh import gob
+    from mesh.crypto import Opener
+    from mesh.errors import ProtocolError
+    from mesh.features import FEATURE_MAP, parse_features
+    from mesh.handshake import FrameCodec, GobStreamCodec, Handshake
+    from mesh.messages import decode_gossip, decode_gossip_unicast
+    from mesh.names import PeerName
+    from mesh.topology import Topology
+    from overlay.frames import ipv4_header
+    from overlay.icmp import frag_needed, packet_too_big
+    from sleeve.datagram import DatagramError, PlainSession, SealedSession, decode_frames
+    from sleeve.fragment import fragment
+
+
+def _introduce(data: bytes, password: bool, version: int) -> None:
+    machine = Handshake(
+        outbound=bool(data[:1] > b"\x80"),
+        name=PeerName(1),
+        nickname="fuzzed",
+        uid=1,
+        conn_id=1,
+        short_id=1,
+        trusted=False,
+        extra={},
+        passwords=(b"p",) if password else (),
+        max_version=version,
+        key_seed=bytes(32),
+    )
+    machine.receive(b"weave\x01\x02" + data, 0.0)
+
+
+def _gob(data: bytes) -> None:
+    decoder = gob.Decoder(data)
+    while not decoder.at_end():
+        kind, value = decoder.next_any()
+        del kind, value
+
+
+def _topology(data: bytes) -> None:
+    topology = Topology(PeerName(1), "us", 9, rng=Random(1))
+    topology.merge(data)
+    topology.collect()
+    for _ in topology.encode_full(1 << 20):
+        pass
+
+
+def _frames(data: bytes) -> None:
+    for session in (PlainSession(PeerName(1)), SealedSession(PeerName(1), bytes(32), outbound=True)):
+        body = session.open(data)
+        for _, _, frame in decode_frames(body or b""):
+            ipv4_header(frame)
+            frag_needed(frame, 1400)
+            packet_too_big(frame, 1400)
+            fragment(frame, 576)
+
+
+READERS: list[Callable[[bytes], object]] = [
+    lambda data: _introduce(data, password=False, version=2),
+    lambda data: _introduce(data, password=True, version=2),
+    lambda data: _introduce(data, password=False, version=1),
+    lambda data: _introduce(data, password=True, version=1),
+    lambda data: parse_features(gob.decode(data, FEATURE_MAP)),
+    _gob,
+    FrameCodec(None, None).feed,
+    GobStreamCodec(None, None).feed,
+    FrameCodec(None, Opener(bytes(32), sender_is_dialer=True)).feed,
+    decode_gossip,
+    decode_gossip_unicast,
+    _topology,
+    _frames,
+]
+
+
+def one_input(data: bytes) -> None:
+    """What the fuzzer calls."""
+    if not data:
+        return
+    try:
+        READERS[data[0] % len(READERS)](data[1:])
+    except (ProtocolError, DatagramError):
+        return
+
+
+def main() -> None:
+    """Run until a finding, or for as long as the flags say."""
+    atheris.Setup(sys.argv, one_input)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""A short run of the coverage-guided fuzzer; `script/test --long` gives it five minutes."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.vectors import ROOT as VECTORS, load
+
+ROOT = Path(__file__).parents[2]
+READERS = 13
+
+
+def seeds(folder: Path) -> Path:
+    """Golden bytes for every reader: the fuzzer finds its way in much sooner."""
+    folder.mkdir()
+    samples = [bytes.fromhex(vector["hex"]) for vector in load("mesh", "features.json")[:3]]
+    framed = [bytes.fromhex(vector["hex"]) for vector in load("mesh", "messages.json") if "payload" in vector]
+    samples += framed + [frame[5:] for frame in framed]
+    samples += [bytes.fromhex(vector["hex"]) for vector in load("mesh", "topology.json")[:5]]
+    samples += [bytes.fromhex(vector["hex"]) for vector in load("mesh", "gob-generic.json")]
+    plain = json.loads((VECTORS / "overlay" / "sleeve-plain.json").read_text())["encode"]
+    samples += [bytes.fromhex(case["datagram"]) for case in plain]
+    for number, sample in enumerate(samples):
+        for reader in range(READERS):
+            (folder / f"{number}-{reader}").write_bytes(bytes((reader,)) + sample)
+    return folder
+
+
+
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed for this Python")
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "-runs=20000",
+        pytest.param("-max_total_time=300", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
+    ],
+)
+def test_nothing_but_the_protocols_own_errors_comes_out(flag: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.fuzz.fuzz_bytes", flag, "-max_len=4096", "-rss_limit_mb=2048"]
+    command += [f"-artifact_prefix={tmp_path}/", str(seeds(tmp_path / "seeds"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
