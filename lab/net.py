@@ -114,6 +114,31 @@ class Underlay:
         run("ip", "-n", self.switch, "link", "set", f"p{number}", "mtu", str(mtu))
         run("ip", "-n", f"{self.prefix}-h{number}", "link", "set", "eth0", "mtu", str(mtu))
 
+    def block(self, number: int, other: int, protocol: str = "udp") -> None:
+        """Two hosts no longer receive each other's packets of one protocol; the sender notices nothing."""
+        for here, there in ((number, other), (other, number)):
+            self._filter(here, "input", f"ip saddr {self.host(there).address} meta l4proto {protocol} drop")
+
+    def refuse(self, number: int, protocol: str = "udp") -> None:
+        """A host's packets of one protocol are refused as they are sent: the sender gets EPERM."""
+        self._filter(number, "output", f"oifname eth0 meta l4proto {protocol} drop")
+
+    def lose(self, number: int, percent: int) -> None:
+        """Lose that share of the UDP packets a host receives, at random."""
+        self._filter(number, "input", f"meta l4proto udp numgen random mod 100 < {percent} drop")
+
+    def clear(self, number: int) -> None:
+        """No longer block, refuse or lose anything at a host."""
+        run(*inside(self.host(number).namespace, "nft", "delete table inet lab"), check=False)
+
+    def _filter(self, number: int, hook: str, rule: str) -> None:
+        script = [
+            "add table inet lab",
+            f"add chain inet lab {hook} {{ type filter hook {hook} priority 0 ; }}",
+            f"add rule inet lab {hook} {rule}",
+        ]
+        run(*inside(self.host(number).namespace, "nft", "-f", "-"), stdin="\n".join(script) + "\n")
+
     def remove(self) -> list[str]:
         """Delete every namespace of this prefix; returns their names."""
         names = [entry.name for entry in NETNS.iterdir()] if NETNS.exists() else []
@@ -149,5 +174,3 @@ def plug(host: str, container: str, number: int, cidr: str) -> None:
     run("ip", "-n", container, "addr", "add", cidr, "dev", "ethwe")
     run("ip", "-n", container, "link", "set", "ethwe", "up")
     run("ip", "-n", container, "route", "add", "224.0.0.0/4", "dev", "ethwe", "scope", "link")
-
-

@@ -108,7 +108,7 @@ def datagrams(
     sizes: list[int],
     *,
     count: int = 5,
-    wait: float = 4.0,
+    wait: float = 15.0,
     df: bool = False,
 ) -> dict[str, list[int]]:
     """Send datagrams to `to`; the sizes that each target (namespace to its address) received.

@@ -12,7 +12,7 @@ from lab.net import Underlay, plug
 from lab.router import Router, peer_name, wait_until, weave
 
 _numbers = itertools.count(1)
-_START = 20.0
+_START = 60.0
 
 
 @dataclass(slots=True)
@@ -72,13 +72,13 @@ class Cluster:
         names = {peer_name(other): other for other in self.routers}
         return {names[name] for name in self.routers[number].established() if name in names}
 
-    def await_links(self, links: dict[int, set[int]], timeout: float = 30.0) -> float:
+    def await_links(self, links: dict[int, set[int]], timeout: float = 60.0) -> float:
         """Seconds until every host has exactly these established connections."""
         return wait_until(
             f"connections {links}", lambda: all(self.neighbours(n) == others for n, others in links.items()), timeout
         )
 
-    def await_routes(self, timeout: float = 20.0) -> float:
+    def await_routes(self, timeout: float = 40.0) -> float:
         """Seconds until every router has a route for frames to every other."""
         count = len(self.routers)
         return wait_until(

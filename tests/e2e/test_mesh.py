@@ -156,8 +156,8 @@ def test_commands_at_run_time() -> None:
 def test_launch_and_stop(tmp_path: Path) -> None:
     with cluster() as made:
         host = made.underlay.host(1)
-        environment = f"WEAVE_RUN_DIR={tmp_path}"
-        command = inside(host.namespace, "env", environment, sys.executable, "-m", "weave_py.cli")
+        directories = [f"WEAVE_RUN_DIR={tmp_path}", f"WEAVE_LOG_DIR={tmp_path}"]
+        command = inside(host.namespace, "env", *directories, sys.executable, "-m", "weave_py.cli")
         pid = int(run(*command, "launch", "--password=visible", "--name", "::7", made.address(2)))
         try:
             listing = run("ps", "-o", "args", "-p", str(pid))
