@@ -35,6 +35,14 @@ class SelfConnectionError(NeverAgainError):
     """The address leads to ourselves."""
 
 
+def duplicates_kept(existing: int, new: int) -> tuple[bool, bool]:
+    """Of two connections to one peer, by their uids: whether the existing one stays, whether the new one does (§6.3).
+
+    The lower uid wins, so that both ends decide alike; equal ones both go.
+    """
+    return existing < new, new < existing
+
+
 class _OverlayEvents:
     """One connection, as its overlay reports on it (`mesh.seams.ConnectionEvents`)."""
 
@@ -316,9 +324,10 @@ class Router:
         if existing is not None:
             us = peer_label(ours.name, ours.nickname)
             error = MeshError(f"Multiple connections to {connection.label} added to {us}")
-            if connection.uid <= existing.uid:
+            keep_existing, keep_new = duplicates_kept(existing.uid, connection.uid)
+            if not keep_existing:
                 existing.close(error)
-            if connection.uid >= existing.uid:
+            if not keep_new:
                 raise error
         limit = self.config.conn_limit
         if limit and len(self._connections) >= limit:

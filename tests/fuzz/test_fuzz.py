@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.vectors import ROOT as VECTORS, load
+from tests.vectors import ROOT as VECTORS
+from tests.vectors import load
 
 ROOT = Path(__file__).parents[2]
 READERS = 13
