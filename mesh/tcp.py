@@ -222,6 +222,9 @@ class MeshService:
             )
         except TimeoutError:
             return f"lookup {host}: i/o timeout"
+        except UnicodeError:
+            # No host name at all (an empty label, one that is too long), found before anybody is asked.
+            return f"lookup {host}: no such host"
         except OSError as error:
             text = "no such host" if error.errno == socket.EAI_NONAME else error.strerror
             return f"lookup {host}: {text}"

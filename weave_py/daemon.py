@@ -26,7 +26,7 @@ from host.identity import system_name
 from host.tap import TAP_NAME, open_tap
 from mesh.config import MeshConfig
 from mesh.names import PeerName, format_peer_name, parse_peer_name, peer_label
-from mesh.tcp import MeshService
+from mesh.tcp import MeshService, split_peer
 from overlay.forwarding import FrameRouter
 from overlay.switch import OverlaySwitch
 from sleeve.datapath import SleeveDataPath
@@ -36,6 +36,7 @@ from weave_py.log import options_line
 from weave_py.settings import Settings
 
 _EXPIRY_INTERVAL = 60.0
+_RESOLVE_AGAIN, _RESOLVE_AT_LEAST = 5.0, 60.0
 
 
 class StartError(Exception):
@@ -68,6 +69,7 @@ class Daemon:
         self._parts: _Parts | None = None
         self._runners: list[web.AppRunner] = []
         self._stop = asyncio.Event()
+        self._unresolved: list[str] = []
 
     @property
     def parts(self) -> _Parts:
@@ -79,21 +81,30 @@ class Daemon:
     async def run(self, name: PeerName, tap: int) -> None:
         """Start, say so, and go on until told to stop. Raises StartError."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._unexpected)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        faulthandler.register(signal.SIGQUIT, all_threads=True)
-        expiry: asyncio.Task[None] | None = None
+        loop.add_signal_handler(signal.SIGQUIT, _dump_tasks, loop)
+        # This one also speaks while the loop is stuck, and hands on to the one above.
+        faulthandler.register(signal.SIGQUIT, all_threads=True, chain=True)
+        tasks: list[asyncio.Task[None]] = []
         try:
             self._assemble(loop, name, tap)
             await self._start()
-            expiry = loop.create_task(self._expire_addresses())
-            _notify_ready()
+            # Names are resolved once the router answers: a slow resolver delays nobody.
+            tasks = [loop.create_task(self._expire_addresses()), loop.create_task(self._connect_given())]
+            _notify("READY=1")
             await self._stop.wait()
             self._log.info("=== received SIGINT/SIGTERM ===\n*** exiting")
+            _notify("STOPPING=1")
         finally:
-            if expiry is not None:
-                expiry.cancel()
+            for task in tasks:
+                task.cancel()
             await self._close()
+
+    def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """The outermost edge of a callback: a fault of ours must not end the router."""
+        self._log.error("unexpected error: %s", context.get("message"), exc_info=context.get("exception"))
 
     def _assemble(self, loop: asyncio.AbstractEventLoop, name: PeerName, tap: int) -> None:
         settings, log = self._settings, self._log
@@ -136,7 +147,7 @@ class Daemon:
         listeners = [
             (settings.http_address, False, "control messages"),
             (settings.socket_path, False, "control messages"),
-            (settings.status_address, True, "status requests"),
+            (settings.status_address, True, "status+metrics requests"),
         ]
         for address, read_only, what in listeners:
             if not address:
@@ -145,11 +156,24 @@ class Daemon:
                 self._runners.append(await http.listen(api.application(read_only=read_only), address))
             except (OSError, ValueError) as error:
                 raise StartError(f"unable to listen for {what} on {address}: {error}") from error
-            self._log.info("Listening for HTTP %s on %s", what, address)
-        # Names are resolved once the router answers: a slow resolver delays nobody.
-        if settings.peers:
-            for line in await self.connect(list(settings.peers), replace=False):
-                self._log.error("%s", line)
+            self._log.info("Listening for %s%s on %s", "" if read_only else "HTTP ", what, address)
+            if not read_only and not http.is_local(address):
+                self._log.warning("whoever reaches %s controls this router: it asks for no password", address)
+
+    async def _connect_given(self) -> None:
+        """Make the given peers targets; a name that cannot be resolved yet (the host just booted) is tried again."""
+        self._unresolved = list(self._settings.peers)
+        delay = _RESOLVE_AGAIN
+        while self._unresolved:
+            tried = list(self._unresolved)
+            results = await asyncio.gather(*(self.parts.service.connect([peer]) for peer in tried))
+            for peer, errors in zip(tried, results, strict=True):
+                for line in errors:
+                    self._log.error("%s; trying again in %.0f s", line, delay)
+                if not errors and peer in self._unresolved:
+                    self._unresolved.remove(peer)
+            await asyncio.sleep(delay if self._unresolved else 0)
+            delay = min(2 * delay, _RESOLVE_AT_LEAST)
 
     async def _expire_addresses(self) -> None:
         while True:
@@ -206,9 +230,12 @@ class Daemon:
         }
 
     async def connect(self, peers: list[str], replace: bool) -> list[str]:
+        if replace:
+            self._unresolved.clear()
         return await self.parts.service.connect(peers, replace)
 
     def forget(self, peers: list[str]) -> None:
+        self._unresolved = [peer for peer in self._unresolved if peer not in peers]
         self.parts.service.forget(peers)
 
 
@@ -221,19 +248,30 @@ def _address_error(protocol: str, settings: Settings, error: OSError) -> StartEr
     )
 
 
-def _notify_ready() -> None:
+def _dump_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """What every task waits for, on stderr; the threads' stacks stand before it."""
+    for task in asyncio.all_tasks(loop):
+        task.print_stack(file=sys.stderr)
+
+
+def _notify(state: str) -> None:
     """Tell systemd, where it asked (sd_notify(3))."""
     path = os.environ.get("NOTIFY_SOCKET")
     if path:
         address = "\0" + path[1:] if path.startswith("@") else path
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(b"READY=1", address)
+            sock.sendto(state.encode(), address)
 
 
 def run(settings: Settings, log: logging.Logger) -> int:
-    """The whole life of a router; returns its exit code."""
+    """The whole life of a router; returns its exit code. The outermost edge: nothing is raised."""
     log.info("%s", options_line(dict(settings.given)))
     log.info("weave  %s", __version__)
+    for peer in settings.peers:
+        problem = split_peer(peer)
+        if isinstance(problem, str):
+            log.critical("%s", problem)
+            return 1
     try:
         name = peer_name(settings)
         tap = _prepare_host(settings, name, log)
@@ -249,6 +287,9 @@ def run(settings: Settings, log: logging.Logger) -> int:
         uvloop.run(_main(settings, log, name, tap))
     except StartError as error:
         log.critical("%s", error)
+        return 1
+    except Exception:
+        log.critical("unexpected error", exc_info=True)
         return 1
     return 0
 
@@ -269,8 +310,3 @@ def _prepare_host(settings: Settings, name: PeerName, log: logging.Logger) -> in
         log.info("Communication between peers is unencrypted.")
     return descriptor
 
-
-def fail(text: str, code: int) -> int:
-    """A line on stderr and an exit code."""
-    print(text, file=sys.stderr)
-    return code

@@ -7,7 +7,10 @@ application/json`. The read-only address serves no request that changes anything
 import contextlib
 import logging
 import os
+import socket
+import stat
 from collections.abc import Awaitable, Callable, Iterable
+from ipaddress import ip_address
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -18,6 +21,8 @@ from weave_py.template import TemplateError
 from weave_py.template_fill import ExecutionError, render
 
 _MAX_BODY = 1 << 20
+# Seconds that requests under way get when the router ends.
+_LAST_WORDS = 1.0
 _JSON = "application/json"
 _NOT_FOUND = "404 page not found"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -46,6 +51,13 @@ def _error(status: int, text: str) -> web.Response:
     return web.Response(status=status, text=f"{text}\n", headers={"X-Content-Type-Options": "nosniff"})
 
 
+async def _plain_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """No advertisement of the server, no type of an empty body."""
+    response.headers.pop("Server", None)
+    if isinstance(response, web.Response) and not response.body:
+        response.headers.pop("Content-Type", None)
+
+
 class Api:
     """The handlers; `application(control=...)` makes what a listener serves."""
 
@@ -56,6 +68,7 @@ class Api:
     def application(self, *, read_only: bool) -> web.Application:
         """All routes, or those that change nothing."""
         application = web.Application(middlewares=[self._middleware], client_max_size=_MAX_BODY)
+        application.on_response_prepare.append(_plain_headers)
         views: dict[str, Callable[[Document], str]] = {
             "": status_text.overview,
             "/connections": status_text.connections,
@@ -95,7 +108,7 @@ class Api:
         async def handle(request: web.Request) -> web.Response:
             report = self._control.report()
             if request.headers.get("Accept") != _JSON:
-                return web.Response(text=view(report))
+                return web.Response(status=200 if path or report["Ready"] else 503, text=view(report))
             document: Any = (report["Router"][part] or []) if part else None if path else report
             return web.Response(text=to_json(document, indent=True), content_type=_JSON)
 
@@ -147,9 +160,18 @@ def _boolean(name: str, text: str) -> bool:
     raise HttpError(400, f'unable to parse {name} option: strconv.ParseBool: parsing "{text}": invalid syntax')
 
 
+def is_local(address: str) -> bool:
+    """Whether only this host reaches an address."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return address.startswith("/") or host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 async def listen(application: web.Application, address: str) -> web.AppRunner:
     """Serve on `host:port` or a unix socket's path. Raises OSError, ValueError on an address that is none."""
-    runner = web.AppRunner(application, access_log=None, handle_signals=False)
+    runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=_LAST_WORDS)
     await runner.setup()
     try:
         if address.startswith("/"):
@@ -166,8 +188,7 @@ async def listen(application: web.Application, address: str) -> web.AppRunner:
 
 
 async def _listen_unix(runner: web.AppRunner, path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    _remove_dead_socket(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     # Nobody but root may even connect; the file is made that way, not changed afterwards.
     mask = os.umask(0o177)
@@ -175,3 +196,17 @@ async def _listen_unix(runner: web.AppRunner, path: str) -> None:
         await web.UnixSite(runner, path).start()
     finally:
         os.umask(mask)
+
+
+def _remove_dead_socket(path: str) -> None:
+    """What a killed router left. Raises OSError where a router answers, or where something else stands there."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(f"{path} exists and is no socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
+            else:
+                raise OSError(f"another router listens on {path}")

@@ -1,8 +1,12 @@
-"""The status texts, written from the report, byte for byte as scripts parse them. Source: CLI spec §6.1, §6.2."""
+"""The status texts, written from the report, byte for byte as scripts parse them. Source: CLI spec §6.1, §6.2.
+
+A nickname may hold anything; what would forge a line or drive a terminal is escaped.
+"""
 
 from collections import Counter
 from typing import Any
 
+from weave_py.log import printable
 from weave_py.report import Document
 
 _LABEL = 15
@@ -10,26 +14,32 @@ _STATES = ("established", "pending", "retrying", "failed", "connecting")
 
 
 def _line(label: str, value: object) -> str:
-    return f"{label:>{_LABEL}}: {value}\n"
+    return f"{label:>{_LABEL}}: {printable(str(value))}\n"
+
+
+def section(*rows: tuple[str, object]) -> str:
+    """One service's part of `/status`: its rows of label and value, the first of them `Service`."""
+    return "\n" + "".join(_line(label, value) for label, value in rows)
 
 
 def overview(report: Document) -> str:
-    """`/status`."""
+    """`/status`, of the router alone."""
     router = report["Router"]
     oldest, newest = router["ProtocolMinVersion"], router["ProtocolMaxVersion"]
     versions = f"weave {newest}" if oldest == newest else f"weave {oldest}..{newest}"
     return (
         _line("Version", f"{report['Version']} (version check update disabled)")
-        + "\n"
-        + _line("Service", "router")
-        + _line("Protocol", versions)
-        + _line("Name", f"{router['Name']}({router['NickName']})")
-        + _line("Encryption", _enabled(router["Encryption"]))
-        + _line("PeerDiscovery", _enabled(router["PeerDiscovery"]))
-        + _line("Targets", len(router["Targets"] or ()))
-        + _line("Connections", _connection_counts(router))
-        + _line("Peers", _peer_counts(router))
-        + _line("TrustedSubnets", ", ".join(router["TrustedSubnets"] or ()) or "none")
+        + section(
+            ("Service", "router"),
+            ("Protocol", versions),
+            ("Name", f"{router['Name']}({router['NickName']})"),
+            ("Encryption", _enabled(router["Encryption"])),
+            ("PeerDiscovery", _enabled(router["PeerDiscovery"])),
+            ("Targets", len(router["Targets"] or ())),
+            ("Connections", _connection_counts(router)),
+            ("Peers", _peer_counts(router)),
+            ("TrustedSubnets", ", ".join(router["TrustedSubnets"] or ()) or "none"),
+        )
     )
 
 
@@ -59,7 +69,7 @@ def connections(report: Document) -> str:
         attrs = row["Attrs"] or {}
         shown = "".join(f"{key}={_attribute(attrs[key])}" for key in sorted(attrs) if key != "name")
         arrow = "->" if row["Outbound"] else "<-"
-        lines.append(f"{arrow} {row['Address']:<21} {row['State']:<11} {row['Info']} {shown}\n")
+        lines.append(f"{arrow} {row['Address']:<21} {row['State']:<11} {printable(row['Info'])} {shown}\n")
     return "".join(lines)
 
 
@@ -69,17 +79,20 @@ def _attribute(value: object) -> str:
 
 def targets(report: Document) -> str:
     """`/status/targets`."""
-    return "".join(f"{target}\n" for target in report["Router"]["Targets"] or ())
+    return "".join(f"{printable(target)}\n" for target in report["Router"]["Targets"] or ())
 
 
 def peers(report: Document) -> str:
     """`/status/peers`."""
     lines = []
     for peer in report["Router"]["Peers"]:
-        lines.append(f"{peer['Name']}({peer['NickName']})\n")
+        lines.append(f"{_label(peer)}\n")
         for link in peer["Connections"] or ():
             arrow = "->" if link["Outbound"] else "<-"
-            label = f"{link['Name']}({link['NickName']})"
             state = "established" if link["Established"] else "pending"
-            lines.append(f"   {arrow} {link['Address']:<21} {label:<37} {state}\n")
+            lines.append(f"   {arrow} {link['Address']:<21} {_label(link):<37} {state}\n")
     return "".join(lines)
+
+
+def _label(peer: dict[str, Any]) -> str:
+    return printable(f"{peer['Name']}({peer['NickName']})")

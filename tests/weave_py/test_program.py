@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from tests.vectors import ROOT
-from weave_py import cli, http
+from weave_py import http, launch
 from weave_py.log import Formatter, options_line
 from weave_py.settings import FlagError, SettingsError, check, parse
 
@@ -255,5 +255,5 @@ def test_weave_without_a_router() -> None:
 def test_the_password_leaves_the_command_line() -> None:
     environment: dict[str, str] = {}
     words = ["--password", "s1", "--iprange=10.0.0.0/8", "--no-restart", "peer"]
-    assert cli._take_password(words, environment) == ["--ipalloc-range=10.0.0.0/8", "peer"]
+    assert launch.take_password(words, environment) == ["--ipalloc-range=10.0.0.0/8", "peer"]
     assert environment == {"WEAVE_PASSWORD": "s1"}
