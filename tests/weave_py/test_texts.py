@@ -1,161 +1,139 @@
-"""Status texts, reports and templates against captures of a real router."""
+"""Status texts and reports against captures of a real router."""
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mesh.names import PeerName
+from mesh.names import PeerName, parse_peer_name
 from mesh.status import ConnectionRow, MeshStatus, PeerLinkRow, PeerRow
-from tests.vectors import ROOT
+from tests.weave_py import captures
 from weave_py import report, status_text
-from weave_py.template import TemplateError
-from weave_py.template_fill import ExecutionError, render
 
-API = ROOT / "api"
-SITUATIONS = ["3-nodes-ready", "idle-single", "encrypted", "pending", "failed-connections"]
-
-
-def captured(name: str) -> dict[str, Any]:
-    return dict(json.loads((API / f"report.{name}.json").read_text()))
-
-
-def router_part(text: str) -> list[str]:
-    """The lines about the router: version and first section."""
-    return text.split("\n\n")[0].splitlines() + text.split("\n\n")[1].splitlines()
-
-
-@pytest.mark.parametrize("name", SITUATIONS)
-def test_overview(name: str) -> None:
-    if not (API / f"status.{name}.txt").exists():
-        pytest.fail(f"no capture status.{name}.txt")
-    ours = router_part(status_text.overview(captured(name)))
-    theirs = router_part((API / f"status.{name}.txt").read_text())
-    if name == "pending":
-        # The report was taken a moment after the status: the counts differ, their form does not.
-        ours = [re.sub(r"\d+", "N", line) for line in ours]
-        theirs = [re.sub(r"\d+", "N", line) for line in theirs]
-        assert len(ours) == len(theirs)
-        return
-    assert ours == theirs
-
-
+REPORTS = [name.removeprefix("report.") for name in captures.names("report.*.json")]
+# Report and text of these were taken in one moment.
+SITUATIONS = ["3-nodes-ready", "idle-single", "encrypted", "failed-connections", "ipam-awaiting-consensus"]
 VIEWS = [("connections", status_text.connections), ("peers", status_text.peers), ("targets", status_text.targets)]
 
 
+def rebuilt(router: dict[str, Any]) -> report.Document:
+    """Our report of the mesh that a captured report tells of."""
+    fields = {key: router[key] for key in ("Interface", "CaptureStats", "MACs")}
+    return report.build(captures.mesh_status(router), fields, "2.8.2")
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_report_has_the_reference_bytes(name: str) -> None:
+    """From the mesh's own rows back to the captured text: names, order, nulls, escapes, numbers."""
+    theirs = captures.report(name)
+    ours = {**rebuilt(theirs["Router"]), **{key: theirs[key] for key in ("IPAM", "DNS", "Plugin") if key in theirs}}
+    text = (captures.API / f"report.{name}.json").read_text().rstrip("\n")
+    assert report.to_json(ours, indent=True) == text
+
+
+@pytest.mark.parametrize("name", captures.names("status.*.txt"))
+def test_overview(name: str) -> None:
+    """Every captured overview comes out of a mesh with its numbers, and of its other services' rows."""
+    theirs = re.sub(r"\(up to date; .*\)", "(version check update disabled)", captures.text(name))
+    _, router, *others = theirs.split("\n\n")
+    document = report.build(captures.status_of_overview(router), {}, "2.8.2")
+    sections = [status_text.section(*captures.rows(other).items()) for other in others]
+    assert status_text.overview(document) + "".join(sections) == theirs
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_overview_of_a_report(name: str) -> None:
+    ours = status_text.overview(rebuilt(captures.report(name)["Router"]))
+    assert captures.text(f"status.{name}").startswith(ours)
+
+
 def comparable(text: str) -> list[str]:
-    """Lines without what changes from moment to moment: ports, retry times, order."""
-    text = re.sub(r"retry: .*? \n", "retry: T \n", text)
-    text = re.sub(r":\d{4,5} +", ":PORT ", text)
-    return sorted(text.splitlines())
-
-
-@pytest.mark.parametrize("name", SITUATIONS)
-@pytest.mark.parametrize(("part", "view"), VIEWS, ids=[part for part, _ in VIEWS])
-def test_parts(name: str, part: str, view: Any) -> None:
-    path = API / f"status-{part}.{name}.txt"
-    if not path.exists():
-        assert view(captured(name)) is not None
-        return
-    theirs = path.read_text()
-    if name == "pending":
-        assert all(re.match(r"(->|<-) \S+ +(pending|established) ", line) for line in theirs.splitlines()) or part != (
-            "connections"
-        )
-        return
-    assert comparable(view(captured(name))) == comparable(theirs)
-
-
-def test_failed_rows_have_the_reference_form() -> None:
-    lines = status_text.connections(captured("failed-connections")).splitlines()
-    theirs = (API / "status-connections.connecting-failed.txt").read_text().splitlines()
-    ourself = next(line for line in theirs if "ourself" in line)
-    assert ourself in lines
-
-
-def test_our_report_has_the_reference_shape() -> None:
-    """Every key of a captured report's router part, in the same order, with the same kinds of values."""
-    status = MeshStatus(
-        1, 2, False, True, PeerName(1), "host1", 6783,
-        (PeerRow(PeerName(1), "host1", 1, 2, 3, (PeerLinkRow(PeerName(2), "h2", "10.0.0.2:6783", True, True),)),),
-        ((PeerName(1), PeerName(0)),), ((PeerName(1), (PeerName(2),)),),
-        (ConnectionRow("10.0.0.2:6783", True, "established", "sleeve x", {"name": "sleeve", "mtu": 1438}),),
-        0, ("10.0.0.2",), {"sleeve": None}, (),
-    )  # fmt: skip
-    ours, theirs = report.router(status), captured("3-nodes-ready")["Router"]
-    rest = ["Interface", "CaptureStats", "MACs"]
-    assert [*ours, *rest] == list(theirs)
-    for key in ("Peers", "Connections", "UnicastRoutes", "BroadcastRoutes"):
-        assert list(ours[key][0]) == list(theirs[key][0])
-    built = report.build(status, {key: theirs[key] for key in rest}, "2.8.2")
-    assert list(built) == list(captured("3-nodes-ready"))[:4]
-    assert built["VersionCheck"] == captured("3-nodes-ready")["VersionCheck"]
-
-
-@pytest.mark.parametrize("name", SITUATIONS)
-def test_json_has_the_reference_bytes(name: str) -> None:
-    text = (API / f"report.{name}.json").read_text()
-    assert report.to_json(json.loads(text), indent=True) == text.rstrip("\n")
-
-
-TEMPLATES = [
-    ("{{.Version}}", "2.8.2"),
-    ("{{.Version}} {{.Router.NickName}}", "2.8.2 host1"),
-    ("{{len .Router.Peers}}", "3"),
-    ("{{range .Router.Peers}}{{.NickName}},{{end}}", "host1,host2,host3,"),
-    ('{{range .Router.Connections}}{{if eq .State "established"}}+{{else}}-{{end}}{{end}}', "++"),
-    ("{{range $i, $p := .Router.Peers}}{{$i}}={{$p.NickName}} {{end}}", "0=host1 1=host2 2=host3 "),
-    ("{{with .Router}}{{.Name}}{{end}}", "00:00:00:00:00:01"),
-    ("{{$n := .Router.NickName}}{{$n}}", "host1"),
-    ("{{json .Router.Targets}}", "null"),
-    ("{{.Router.NickName | printf \"%s!\"}}", "host1!"),
-    ("a {{- .Version -}} b", "a2.8.2b"),
-    ("{{if and .Ready (not .Router.Encryption)}}plain{{end}}", "plain"),
-    ("{{if false}}{{else if .Ready}}yes{{end}}", "yes"),
-    ("{{index .Router.Peers 0 | len | lt 1}}", "true"),
-    ("{{/* nothing */}}x", "x"),
-    ("{{.Ready}} {{.Router.Port}}", "true 6783"),
-]
-
-
-@pytest.mark.parametrize(("template", "expected"), TEMPLATES)
-def test_templates(template: str, expected: str) -> None:
-    document = captured("3-nodes-ready")
-    document["Router"]["Peers"].sort(key=lambda peer: peer["Name"])
-    document["Router"]["Targets"] = None
-    assert render(template, document) == expected
+    """Lines without what changes from moment to moment: retry times, order."""
+    return sorted(re.sub(r"retry: 2.*? \n", "retry: T \n", text).splitlines())
 
 
 @pytest.mark.parametrize(
-    ("template", "text"),
+    ("name", "part", "view"),
     [
-        ("{{", "template: format:1: unclosed action"),
-        ("{{.A", "template: format:1: unclosed action"),
-        ("{{if .Ready}}", "unexpected EOF"),
-        ("{{end}}", "unexpected {{end}}"),
-        ("{{template \"x\"}}", "unsupported action {{template}}"),
-        ("{{nosuch .}}", 'function "nosuch" not defined'),
-        ("{{}}", "missing value for command"),
-        ("{{$x}}", "undefined variable"),
+        pytest.param(name, part, view, id=f"{part}-{name}")
+        for name in SITUATIONS
+        for part, view in VIEWS
+        if (captures.API / f"status-{part}.{name}.txt").exists()
     ],
 )
-def test_templates_that_cannot_be_read(template: str, text: str) -> None:
-    with pytest.raises(TemplateError, match=re.escape(text)):
-        render(template, {"Ready": True})
+def test_parts_of_a_report(name: str, part: str, view: Any) -> None:
+    ours, theirs = view(rebuilt(captures.report(name)["Router"])), captures.text(f"status-{part}.{name}")
+    assert comparable(ours) == comparable(theirs)
 
 
-@pytest.mark.parametrize("template", ["{{.Router.Nope}}", "{{.Version.X}}", "{{index .Router 5}}", "{{.Ready 1}}"])
-def test_templates_that_cannot_be_filled(template: str) -> None:
-    with pytest.raises(ExecutionError):
-        render(template, captured("idle-single"))
+def document(*, connections: tuple[ConnectionRow, ...] = (), peers: tuple[PeerRow, ...] = (), **more: Any) -> Any:
+    """A report with these rows."""
+    targets = more.pop("targets", ())
+    status = MeshStatus(
+        1, 2, False, True, PeerName(1), more.pop("nickname", "host1"), 6783, peers, (), (), connections, 0, targets, {}, ()
+    )
+    return report.build(status, {}, "2.8.2")
 
 
-def test_version_check_reads_as_text() -> None:
-    assert render("{{.V}}", {"V": report.VersionCheck(Enabled=False)}) == "version check update disabled"
+@pytest.mark.parametrize("name", captures.names("status-connections.*.txt"))
+def test_connections(name: str) -> None:
+    """Every captured line comes out of the row that it shows."""
+    theirs = captures.text(name)
+    rows = []
+    for line in theirs.splitlines():
+        parts = re.fullmatch(r"(->|<-) (.{21,}?) (\S+ *) (.*) ((?:\w+=(?:true|\d+))*)", line)
+        assert parts is not None
+        arrow, address, state, info, shown = parts.groups()
+        found = re.findall(r"(encrypted|mtu)=(true|\d+)", shown)
+        attrs: dict[str, Any] = {key: value == "true" or int(value) for key, value in reversed(found)}
+        named = {**attrs, "name": "sleeve"} if attrs else None
+        rows.append(ConnectionRow(address.strip(), arrow == "->", state.strip(), info.strip(), named))
+        if info.startswith("encrypted"):
+            assert info == f"{'encrypted':<11} {info.split()[1]} {info.split()[2]}"
+    assert status_text.connections(document(connections=tuple(rows))) == theirs
 
 
-def test_every_capture_was_looked_at() -> None:
-    assert Path(API).is_dir()
-    assert len(list(API.glob("status*.txt"))) > 30
+@pytest.mark.parametrize("name", captures.names("status-peers.*.txt"))
+def test_peers(name: str) -> None:
+    theirs = captures.text(name)
+    peers = []
+    for block in re.findall(r"(?m)^\S.*\n(?: .*\n)*", theirs):
+        head, *lines = block.splitlines()
+        links = []
+        for line in lines:
+            arrow, address, label, state = line.split()
+            peer, nickname = label.rstrip(")").split("(")
+            links.append(
+                PeerLinkRow(parse_peer_name(peer), nickname, address, arrow == "->", state == "established")
+            )
+        own, nickname = head.rstrip(")").split("(")
+        peers.append(PeerRow(parse_peer_name(own), nickname, 0, 0, 0, tuple(links)))
+    assert status_text.peers(document(peers=tuple(peers))) == theirs
+
+
+@pytest.mark.parametrize("name", captures.names("status-targets.*.txt"))
+def test_targets(name: str) -> None:
+    theirs = captures.text(name)
+    assert status_text.targets(document(targets=tuple(theirs.splitlines()))) == theirs
+
+
+def test_nicknames_forge_no_lines() -> None:
+    evil = "x)\n           Name: 00:00:00:00:00:09(\x1b[2J"
+    link = PeerLinkRow(PeerName(2), evil, "10.0.0.2:6783", True, True)
+    row = ConnectionRow("10.0.0.2:6783", True, "established", f"sleeve 00:00:00:00:00:02({evil})", {})
+    made = document(connections=(row,), peers=(PeerRow(PeerName(1), evil, 0, 0, 0, (link,)),), nickname=evil)
+    assert len(status_text.connections(made).splitlines()) == 1
+    assert len(status_text.peers(made).splitlines()) == 2
+    assert status_text.overview(made).count("Name: ") == 2
+    assert len(status_text.overview(made).splitlines()) == 11
+    for view in (status_text.overview, status_text.connections, status_text.peers):
+        assert "\x1b" not in view(made)
+
+
+def test_json_escapes() -> None:
+    text = "<a> & \u2028 ü \x01 \""
+    assert report.to_json({"x": text}, indent=False) == (
+        '{"x":"\\u003ca\\u003e \\u0026 \\u2028 ü \\u0001 \\""}'
+    )
+    assert json.loads(report.to_json(text, indent=True)) == text
