@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab.net import LabError, Underlay, inside, require_root, run
@@ -46,8 +47,9 @@ def up(count: int) -> list[Router]:
         router = Router(host, _STATE / f"h{number}", password=_PASSWORD)
         router.start([f"10.99.0.{other}" for other in range(1, number)])
         routers.append(router)
+        # At once, so that whatever interrupts this leaves nothing that --down does not find.
+        (_STATE / "pids").write_text(json.dumps([router.pid for router in routers]))
         _say(f"  host {number}: {host.address}, router pid {router.pid}")
-    (_STATE / "pids").write_text(json.dumps([router.pid for router in routers]))
     for router in routers:
         wait_until(f"router of host {router.host.number} answers", router.answers, _LIMIT)
         number = router.host.number
@@ -79,22 +81,25 @@ def pings(count: int) -> bool:
     """Ping between all containers; prints a table, tells whether all answered."""
     _say(_bold("Pings between containers (milliseconds)"))
     _say("  from \\ to " + "".join(f"{_container_address(number):>12}" for number in range(1, count + 1)))
+    numbers = range(1, count + 1)
     good = True
-    for source in range(1, count + 1):
-        cells = []
-        for target in range(1, count + 1):
-            if source == target:
-                cells.append(f"{'-':>12}")
-                continue
-            output = run(
-                *inside(f"{PREFIX}-c{source}", "ping", "-c", "3", "-i", "0.2", "-W", "2", _container_address(target)),
-                check=False,
-            )
-            summary = next((line for line in output.splitlines() if line.startswith("rtt")), "")
-            good = good and bool(summary)
-            cells.append(f"{summary.split('/')[4] if summary else 'lost':>12}")
-        _say(f"  {_container_address(source):<10}" + "".join(cells))
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for source in numbers:
+            means = pool.map(lambda target, source=source: _round_trip(source, target), numbers)
+            cells = ["-" if target == source else mean or "lost" for target, mean in zip(numbers, means, strict=True)]
+            good = good and "lost" not in cells
+            _say(f"  {_container_address(source):<10}" + "".join(f"{cell:>12}" for cell in cells))
     return good
+
+
+def _round_trip(source: int, target: int) -> str:
+    """Mean milliseconds of three pings as `ping` prints them; empty where none was answered, or for oneself."""
+    if source == target:
+        return ""
+    command = ("ping", "-c", "3", "-i", "0.2", "-W", "2", _container_address(target))
+    output = run(*inside(f"{PREFIX}-c{source}", *command), check=False)
+    summary = next((line for line in output.splitlines() if line.startswith("rtt")), "")
+    return summary.split("/")[4] if summary else ""
 
 
 def down(*, quiet: bool = False) -> None:
@@ -123,10 +128,20 @@ def _is_router(pid: int) -> bool:
     return b"weave_py" in command and state != "Z"
 
 
+def _last_words() -> None:
+    """What the routers said last: their logs are about to be removed."""
+    for log in sorted(_STATE.glob("*/weaver.log")):
+        lines = log.read_text(errors="replace").splitlines()
+        print("\n".join([f"--- {log}", *lines[-5:]]), file=sys.stderr)
+
+
 def _farewell(count: int) -> None:
     _say(_bold("The mesh is running"))
-    _say(f"  enter host 1:       ip netns exec {PREFIX}-h1 bash     (there: weave status, weave status peers)")
-    _say(f"  enter a container:  ip netns exec {PREFIX}-c1 bash     (there: ping {_container_address(count)})")
+    enter = f"sudo ip netns exec {PREFIX}"
+    programs = Path(sys.executable).parent
+    _say(f"  ask host 1:         {enter}-h1 {programs}/weave status peers")
+    _say(f"  enter host 1:       {enter}-h1 env PATH={programs}:$PATH bash")
+    _say(f"  enter a container:  {enter}-c1 bash     (there: ping {_container_address(count)})")
     _say(f"  logs:               {_STATE}/h1/weaver.log")
     _say("  stop and remove:    sudo script/demo --down")
 
@@ -152,11 +167,15 @@ def main() -> int:
             _say(weave(routers[0].host, "status", "connections"))
         except BaseException:
             if options.check:
+                _last_words()
                 down(quiet=True)
             raise
     except LabError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("demo: interrupted; sudo script/demo --down removes what was made", file=sys.stderr)
+        return 128 + signal.SIGINT
     if options.check:
         down()
         _say("check passed" if good else "check FAILED: pings were lost")
