@@ -4,7 +4,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -95,11 +94,11 @@ def test_a_second_router_says_so_in_one_line() -> None:
 def test_a_taken_port_is_said_in_one_line() -> None:
     with cluster() as made:
         host = made.underlay.host(1)
-        holder = subprocess.Popen(
-            inside(host.namespace, sys.executable, "-c", HOLD_PORT)
-        )
+        program = inside(host.namespace, sys.executable, "-c", HOLD_PORT)
+        holder = subprocess.Popen(program, stdout=subprocess.PIPE)
         try:
-            time.sleep(0.5)
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
             command = [sys.executable, "-m", "weave_py.weaver"]
             done = subprocess.run(
                 inside(host.namespace, *command), capture_output=True, text=True, timeout=30, check=False
@@ -109,7 +108,7 @@ def test_a_taken_port_is_said_in_one_line() -> None:
             assert re.match(expected, done.stderr.splitlines()[-1])
         finally:
             holder.kill()
-            holder.wait()
+            holder.communicate()
 
 
 @pytest.mark.parametrize(
@@ -146,9 +145,8 @@ def test_commands_at_run_time() -> None:
         assert weave(host, "report", "-f", "{{.Router.NickName}}") == "host1"
         assert one.process is not None
         one.process.send_signal(signal.SIGQUIT)
-        time.sleep(0.5)
+        wait_until("the stacks are in the log", lambda: "Current thread" in one.log, 10)
         assert one.answers()
-        assert "Current thread" in one.log
         assert made.routers[2].stop() == 0
         assert "=== received SIGINT/SIGTERM ===\n*** exiting" in (made.directory / "h2" / "weaver.log").read_text()
 
