@@ -82,7 +82,7 @@ def test_killed_and_restarted() -> None:
 def test_a_second_router_says_so_in_one_line() -> None:
     with cluster() as made:
         router = made.start(1, [])
-        command = [sys.executable, "-m", "weave_py.weaver"]
+        command = [sys.executable, "-m", "weave_py.weaver", "--name", "::9"]
         done = subprocess.run(
             inside(router.host.namespace, *command), capture_output=True, text=True, timeout=30, check=False
         )
@@ -99,7 +99,7 @@ def test_a_taken_port_is_said_in_one_line() -> None:
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"held\n"
-            command = [sys.executable, "-m", "weave_py.weaver"]
+            command = [sys.executable, "-m", "weave_py.weaver", "--name", "::9"]
             done = subprocess.run(
                 inside(host.namespace, *command), capture_output=True, text=True, timeout=30, check=False
             )
