@@ -25,6 +25,8 @@ INTRODUCTION_TIMEOUT = 60.0
 # How long a dialer with several passwords waits for the acceptor's first message before it speaks itself.
 DIALER_WAIT = 0.5
 _LENGTH = 4
+# A feature map is a few hundred bytes; who has not shown who it is makes us hold no more than this.
+MAX_INTRODUCTION = 64 << 10
 
 
 class MessageCodec(Protocol):
@@ -96,7 +98,7 @@ class GobStreamCodec:
         return gob.encode(gob.BYTES, body)
 
 
-def take_gob_message(buffer: bytearray) -> bytes | None:
+def take_gob_message(buffer: bytearray, limit: int = MAX_MESSAGE) -> bytes | None:
     """Cut one complete gob message, length included, off the front. Raises ProtocolError over the limit."""
     if not buffer:
         return None
@@ -106,8 +108,8 @@ def take_gob_message(buffer: bytearray) -> bytes | None:
     if len(buffer) < head:
         return None
     size = gob.Cursor(bytes(buffer[:head])).uint()
-    if size > MAX_MESSAGE:
-        raise ProtocolError(f"incoming message exceeds maximum size: {size} > {MAX_MESSAGE}")
+    if size > limit:
+        raise ProtocolError(f"incoming message exceeds maximum size: {size} > {limit}")
     if len(buffer) < head + size:
         return None
     message = bytes(buffer[: head + size])
@@ -320,8 +322,8 @@ class Handshake:
         if len(self._buffer) < _LENGTH:
             return False
         size = int.from_bytes(self._buffer[:_LENGTH], "big")
-        if size > MAX_MESSAGE:
-            raise ProtocolError(f"incoming message exceeds maximum size: {size} > {MAX_MESSAGE}")
+        if size > MAX_INTRODUCTION:
+            raise ProtocolError(f"incoming message exceeds maximum size: {size} > {MAX_INTRODUCTION}")
         frame = self._take(_LENGTH + size)
         if frame is None:
             return False
@@ -358,7 +360,7 @@ class Handshake:
         self._output.append(gob.encode(FEATURE_MAP, features))
 
     def _on_v1_features(self) -> bool:
-        message = take_gob_message(self._buffer)
+        message = take_gob_message(self._buffer, MAX_INTRODUCTION - len(self._definitions))
         if message is None:
             return False
         self._definitions += message

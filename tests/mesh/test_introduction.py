@@ -312,3 +312,9 @@ def test_secrets_are_in_no_repr() -> None:
     assert dialer.result.session_key is not None
     assert dialer.result.session_key.hex() not in repr(dialer.result)
     assert "topsecret" not in repr(dialer)
+
+
+@pytest.mark.parametrize("first", [b"weave\x01\x02\x00\x00\x10\x00\x00", b"weave\x01\x01\xfd\x10\x00\x00"])
+def test_a_stranger_makes_us_hold_little(first: bytes) -> None:
+    with pytest.raises(ProtocolError, match="incoming message exceeds maximum size: 1048576 > 65536"):
+        side(False).receive(first, 0.0)
