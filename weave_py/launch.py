@@ -30,8 +30,8 @@ def launch(arguments: Sequence[str]) -> int:
     """Start a router with these flags and peers, and wait for its first answer. Raises CliError."""
     environment = dict(os.environ)
     passed = take_password(arguments, environment)
-    log_path = Path(_take_value(passed, "--log-file") or _log_dir() / "weaver.log")
-    address = _take_value(passed, "--http-addr") or control_address()
+    log_path = Path(take_value(passed, "--log-file") or _log_dir() / "weaver.log")
+    address = take_value(passed, "--http-addr") or control_address()
     if running(address) or _router_pid() is not None:
         raise CliError("weave is already running; you can stop it with 'weave stop'.", 3)
     run_dir = _run_dir()
@@ -68,7 +68,7 @@ def launch(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _take_value(words: list[str], flag: str) -> str:
+def take_value(words: list[str], flag: str) -> str:
     """Take every `flag value` and `flag=value` out of the words; the last value, or nothing."""
     value, kept, rest = "", [], list(words)
     while rest:

@@ -27,7 +27,8 @@ def rebuilt(router: dict[str, Any]) -> report.Document:
 def test_report_has_the_reference_bytes(name: str) -> None:
     """From the mesh's own rows back to the captured text: names, order, nulls, escapes, numbers."""
     theirs = captures.report(name)
-    ours = {**rebuilt(theirs["Router"]), **{key: theirs[key] for key in ("IPAM", "DNS", "Plugin") if key in theirs}}
+    services: report.Document = {key: theirs[key] for key in ("IPAM", "DNS", "Plugin") if key in theirs}
+    ours = {**rebuilt(theirs["Router"]), **services}
     text = (captures.API / f"report.{name}.json").read_text().rstrip("\n")
     assert report.to_json(ours, indent=True) == text
 
@@ -71,8 +72,9 @@ def document(*, connections: tuple[ConnectionRow, ...] = (), peers: tuple[PeerRo
     """A report with these rows."""
     targets = more.pop("targets", ())
     status = MeshStatus(
-        1, 2, False, True, PeerName(1), more.pop("nickname", "host1"), 6783, peers, (), (), connections, 0, targets, {}, ()
-    )
+        1, 2, False, True, PeerName(1), more.pop("nickname", "host1"), 6783, peers,
+        (), (), connections, 0, targets, {}, (),
+    )  # fmt: skip
     return report.build(status, {}, "2.8.2")
 
 
