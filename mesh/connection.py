@@ -198,6 +198,11 @@ class Connection:
             self._part()
         self._owner.closed(self, error)
 
+    def lost(self, reason: str) -> None:
+        """The peer ended the stream, or the network did."""
+        handshake = self._handshake
+        self.close(MeshError(reason) if handshake is None else handshake.closed_early(reason))
+
     def _part(self) -> None:
         """End an introduction: what we had said so far goes out first, so that the peer learns its mistake too."""
         if self._handshake is not None:

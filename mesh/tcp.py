@@ -90,7 +90,7 @@ class _Stream(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         if self._connection is not None:
-            self._connection.close(MeshError("EOF"))
+            self._connection.lost("EOF")
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -101,7 +101,7 @@ class _Stream(asyncio.Protocol):
             text = f"read tcp {path}: read: connection reset by peer"
         else:
             text = f"read tcp {path}: {exc}"
-        self._connection.close(MeshError(text))
+        self._connection.lost(text)
 
     def pause_writing(self) -> None:
         if self._connection is not None:

@@ -142,7 +142,7 @@ class SimWire:
         """The other end reset the stream."""
         self.open = False
         if self.connection is not None:
-            self.connection.close(MeshError("read tcp: connection reset by peer"))
+            self.connection.lost("read tcp: connection reset by peer")
 
     def _deliver(self, call: Callable[["SimWire"], object]) -> None:
         network, other = self.network, self.other
