@@ -6,6 +6,7 @@ answer means "ready". Nothing that a killed router leaves behind stops the next 
 
 import asyncio
 import contextlib
+import errno
 import faulthandler
 import logging
 import os
@@ -14,7 +15,9 @@ import secrets
 import signal
 import socket
 import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -197,24 +200,24 @@ class Daemon:
         return report.build(parts.service.status(), self._router_fields(parts), __version__)
 
     def _router_fields(self, parts: _Parts) -> dict[str, Any]:
-        format_time = parts.service.format_time
+        now = asyncio.get_running_loop().time()
         addresses = [
             {
                 "Mac": mac.hex(":"),
                 "Name": format_peer_name(peer),
                 "NickName": parts.service.topology.nickname(peer),
-                "LastSeen": format_time(seen).split(" m=")[0],
+                "LastSeen": report.moment(time.time() + seen - now),
             }
             for mac, peer, seen in parts.frames.macs.rows()
         ]
-        dropped = dict(sorted(parts.sleeve.counts.items()))
         return {
             "Interface": f"{TAP_NAME} (via tap)",
-            "CaptureStats": {"PacketsDropped": dropped.get("tap-write-error", 0), **dropped},
+            "CaptureStats": capture_counts(TAP_NAME),
             "MACs": addresses or None,
             "Frames": dict(sorted(parts.frames.counts.items())),
             "Sleeve": {
                 "Implementation": "python",
+                "Counts": dict(sorted(parts.sleeve.counts.items())),
                 "Links": [
                     {
                         "Peer": format_peer_name(link.peer),
@@ -241,11 +244,23 @@ class Daemon:
 
 def _address_error(protocol: str, settings: Settings, error: OSError) -> StartError:
     reason = (error.strerror or str(error)).lower()
-    address = f"{settings.host or '0.0.0.0'}:{settings.port}"
-    return StartError(
-        f"listen {protocol} {address}: bind: {reason}; is another router running here? "
-        "Stop it, or choose another --port"
-    )
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host or "0.0.0.0"
+    if error.errno == errno.EADDRINUSE:
+        reason += "; is another router running here? Stop it, or choose another --port"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        reason += "; --host is an address of this host"
+    return StartError(f"listen {protocol} {host}:{settings.port}: bind: {reason}")
+
+
+def capture_counts(interface: str) -> dict[str, int]:
+    """What the kernel handed us at the TAP port, and what it dropped because we did not fetch it in time."""
+    for line in Path("/proc/self/net/dev").read_text().splitlines():
+        name, _, numbers = line.partition(":")
+        if name.strip() == interface:
+            # Eight numbers of what we gave, then packets, errors and drops of what the kernel gave.
+            packets, errors, drops = map(int, numbers.split()[9:12])
+            return {"PacketsDropped": drops, "PacketsIfDropped": errors, "PacketsReceived": packets}
+    return {}
 
 
 def _dump_tasks(loop: asyncio.AbstractEventLoop) -> None:

@@ -21,6 +21,7 @@ from weave_py.template import TemplateError
 from weave_py.template_fill import ExecutionError, render
 
 _MAX_BODY = 1 << 20
+_MAX_PORT = 65535
 # Seconds that requests under way get when the router ends.
 _LAST_WORDS = 1.0
 _JSON = "application/json"
@@ -178,7 +179,7 @@ async def listen(application: web.Application, address: str) -> web.AppRunner:
             await _listen_unix(runner, address)
         else:
             host, colon, port = address.rpartition(":")
-            if not colon or not port.isdecimal():
+            if not colon or not port.isdecimal() or int(port) > _MAX_PORT:
                 raise ValueError(f"address {address!r} is not host:port")
             await web.TCPSite(runner, host.strip("[]") or None, int(port), reuse_address=True).start()
     except BaseException:

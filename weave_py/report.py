@@ -6,6 +6,7 @@ of them say the same. Source: CLI spec §6.3.
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from mesh.names import format_peer_name
@@ -92,6 +93,13 @@ def router(status: MeshStatus) -> Document:
         "OverlayDiagnostics": dict(status.overlay_diagnostics),
         "TrustedSubnets": list(status.trusted_subnets),
     }
+
+
+def moment(seconds: float) -> str:
+    """A moment since the epoch as Go's JSON writes it: UTC, nanoseconds without zeros at the end."""
+    whole, fraction = divmod(round(seconds * 1e9), 10**9)
+    tail = f".{fraction:09d}".rstrip("0") if fraction else ""
+    return datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S") + tail + "Z"
 
 
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}

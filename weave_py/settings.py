@@ -9,7 +9,7 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 from mesh.config import DEFAULT_CONNECTION_LIMIT, DEFAULT_PORT
@@ -20,6 +20,7 @@ REDACTED = "<redacted>"
 _SECRET = frozenset(("password", "token"))
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _MAX_DIGITS = 20
+_INTERFACE_NAME = 15
 LEVELS = ("debug", "info", "warning", "warn", "error", "fatal", "panic")
 
 
@@ -211,12 +212,12 @@ def check(
     return Settings(
         peers=tuple(peers),
         name=_name(str(values["name"])),
-        nickname=str(values["nickname"]) or socket.gethostname(),
+        nickname=_nickname(str(values["nickname"]) or socket.gethostname()),
         passwords=_passwords(values, environment),
-        host=str(values["host"]),
+        host=_host(str(values["host"])),
         port=_port(int(values["port"])),
         min_protocol_version=version,
-        bridge=str(values["weave-bridge"]),
+        bridge=_bridge(str(values["weave-bridge"])),
         log_level=level,
         packet_debug=bool(values["pkt-debug"]),
         conn_limit=_at_least(0, "conn-limit", int(values["conn-limit"])),
@@ -242,6 +243,27 @@ def _name(text: str) -> PeerName | None:
         raise SettingsError(str(error)) from error
     if not name:
         raise SettingsError("peer name 00:00:00:00:00:00 means 'unknown': choose another")
+    return name
+
+
+def _nickname(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeError:
+        raise SettingsError(f"--nickname {text!a} is not UTF-8") from None
+    return text
+
+
+def _host(text: str) -> str:
+    try:
+        return str(ip_address(text)) if text else ""
+    except ValueError:
+        raise SettingsError(f"--host {text} is no IP address: give one of this host") from None
+
+
+def _bridge(name: str) -> str:
+    if not 0 < len(name) <= _INTERFACE_NAME or "/" in name or name.split() != [name]:
+        raise SettingsError(f"--weave-bridge {name!r} is no interface name: it has 1 to {_INTERFACE_NAME} characters")
     return name
 
 
@@ -288,7 +310,7 @@ def _subnets(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     subnets = []
     for part in text.split(",") if text else []:
         try:
-            if "/" not in part:
+            if not part.partition("/")[2].isdecimal():
                 raise ValueError
             subnets.append(ip_network(part, strict=False))
         except ValueError:

@@ -157,7 +157,7 @@ async def test_a_socket_that_a_killed_router_left(tmp_path: Path) -> None:
     assert other.read_text() == "kept"
 
 
-@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:x", "127.0.0.1"])
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:x", "127.0.0.1", "127.0.0.1:65536"])
 async def test_addresses_that_are_none(address: str) -> None:
     with pytest.raises(ValueError, match="is not host:port"):
         await http.listen(http.Api(Captured(), LOG).application(read_only=True), address)

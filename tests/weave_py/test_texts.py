@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -139,3 +140,16 @@ def test_json_escapes() -> None:
         '{"x":"\\u003ca\\u003e \\u0026 \\u2028 ü \\u0001 \\""}'
     )
     assert json.loads(report.to_json(text, indent=True)) == text
+
+
+def test_moments_are_written_as_by_go() -> None:
+    times = [row["LastSeen"] for name in REPORTS for row in captures.report(name)["Router"]["MACs"] or ()]
+    assert times
+    for text in times:
+        seconds = datetime.fromisoformat(text).timestamp()
+        ours = report.moment(seconds)
+        assert re.fullmatch(r"[-0-9T:]{19}(\.\d{0,8}[1-9])?Z", ours)
+        # A float holds a moment of these years to a quarter of a microsecond.
+        assert abs(datetime.fromisoformat(ours).timestamp() - seconds) < 1e-6
+    assert report.moment(0) == "1970-01-01T00:00:00Z"
+    assert report.moment(1.5) == "1970-01-01T00:00:01.5Z"
