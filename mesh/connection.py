@@ -294,6 +294,8 @@ class Connection:
     def _dialer_waited(self) -> None:
         if self._handshake is not None and not self.closed:
             self._put(self._handshake.tick(self._scheduler.now()))
+            # A timer may fire a moment early.
+            self._watch_dialer(self._handshake)
 
     def _introduction_late(self) -> None:
         waiting_for_header = self._handshake is not None and not self._handshake.header_received

@@ -99,7 +99,10 @@ class GobStreamCodec:
 
 
 def take_gob_message(buffer: bytearray, limit: int = MAX_MESSAGE) -> bytes | None:
-    """Cut one complete gob message, length included, off the front. Raises ProtocolError over the limit."""
+    """Cut one complete gob message, length included, off the front.
+
+    Raises ProtocolError over the limit, in bytes, and on an empty message, which ends a stream.
+    """
     if not buffer:
         return None
     head = 1 if buffer[0] < 128 else 1 + 256 - buffer[0]
@@ -110,6 +113,8 @@ def take_gob_message(buffer: bytearray, limit: int = MAX_MESSAGE) -> bytes | Non
     size = gob.Cursor(bytes(buffer[:head])).uint()
     if size > limit:
         raise ProtocolError(f"incoming message exceeds maximum size: {size} > {limit}")
+    if not size:
+        raise ProtocolError("EOF")
     if len(buffer) < head + size:
         return None
     message = bytes(buffer[: head + size])
@@ -202,12 +207,12 @@ class Handshake:
         return self.take_output()
 
     def tick(self, now: float) -> bytes:
-        """The deadline passed: a dialer with several passwords now speaks first."""
+        """Time went on: from the deadline on a dialer with several passwords speaks first. Early calls do nothing."""
         self._now = now
-        if self.deadline is not None and now >= self.deadline and not self._features_sent and self._session_keys:
+        if self.deadline is not None and now >= self.deadline:
+            self.deadline = None
             self._choose(self._session_keys[0])
             self._send_features()
-        self.deadline = None
         return self.take_output()
 
     def closed_early(self, error: str) -> ProtocolError:
@@ -364,10 +369,10 @@ class Handshake:
         if message is None:
             return False
         self._definitions += message
-        decoder = gob.Decoder(self._definitions)
-        if decoder.at_end():
+        if gob.is_definition(message):
+            # Definitions wait for their value, so that they are read once.
             return True
-        raw: dict[str, str] = decoder.next(FEATURE_MAP)
+        raw: dict[str, str] = gob.decode(self._definitions, FEATURE_MAP)
         public = raw.get("PublicKey")
         features = parse_features({key: raw[key] for key in V1_KEYS if key in raw})
         if public is None and self._keys is not None:
@@ -401,6 +406,6 @@ def _public_key(text: str) -> bytes:
         key = bytes.fromhex(text)
     except ValueError as error:
         raise ProtocolError("peer sent an unusable public key") from error
-    if len(key) != KEY_SIZE:
+    if len(key) != KEY_SIZE or len(text) != 2 * KEY_SIZE:
         raise ProtocolError("peer sent an unusable public key")
     return key

@@ -1,7 +1,8 @@
 """What travels on a mesh connection: tags, and the headers of the three gossip messages.
 
-The headers are two or three built-in gob values, always the same shape; they are read and written by hand, since
-every gossip message passes here. A header of another shape goes to the general decoder. Source: mesh spec §5.
+The headers are two or three built-in gob values, nearly always of the same few channels and peers. Every gossip
+message passes here, so the bytes of a header are taken as a whole and looked up. A payload of any other shape goes
+to the general decoder. Source: mesh spec §5.
 """
 
 from enum import IntEnum
@@ -34,19 +35,18 @@ class ExtensionTag(IntEnum):
     WANT = 202
 
 
-_UINT = b"\x06\x00"
-_STRING = b"\x0c\x00"
+# Type id and marker of a []byte value.
 _BYTES = b"\x0a\x00"
 
 
 @lru_cache(maxsize=256)
 def _channel(name: str) -> bytes:
-    return gob.encode_bytes(_STRING + gob.encode_string(name))
+    return gob.encode(gob.STRING, name)
 
 
 @lru_cache(maxsize=4096)
 def _name(name: PeerName) -> bytes:
-    return gob.encode_bytes(_UINT + gob.encode_uint(name))
+    return gob.encode(gob.UINT, name)
 
 
 def _data(data: bytes) -> bytes:
@@ -66,45 +66,73 @@ def encode_gossip_unicast(channel: str, origin: PeerName, destination: PeerName,
 
 def decode_gossip(payload: bytes) -> tuple[str, PeerName, bytes]:
     """Channel, sender or source, data of tags 4 and 6. Raises GobError."""
-    cursor = gob.Cursor(payload)
-    channel = _value(cursor, _STRING)
-    name = _value(cursor, _UINT)
-    data = _value(cursor, _BYTES)
-    if channel is None or name is None or data is None:
-        decoder = gob.Decoder(payload)
-        return decoder.next(gob.STRING), PeerName(decoder.next(gob.UINT)), decoder.next(gob.BYTES)
-    return _text(channel), _peer(name), _bytes(data)
+    data_start = _header_size(payload, 2)
+    if data_start:
+        data = _data_at(payload, data_start)
+        header = _gossip_header(payload[:data_start])
+        if data is not None and header is not None:
+            return *header, data
+    decoder = gob.Decoder(payload)
+    return decoder.next(gob.STRING), PeerName(decoder.next(gob.UINT)), decoder.next(gob.BYTES)
 
 
 def decode_gossip_unicast(payload: bytes) -> tuple[str, PeerName, PeerName, bytes]:
     """Channel, origin, destination, data of tag 5. Raises GobError."""
-    cursor = gob.Cursor(payload)
-    values = [_value(cursor, kind) for kind in (_STRING, _UINT, _UINT, _BYTES)]
-    channel, origin, destination, data = values
-    if channel is None or origin is None or destination is None or data is None:
-        decoder = gob.Decoder(payload)
-        name = decoder.next(gob.STRING)
-        peers = PeerName(decoder.next(gob.UINT)), PeerName(decoder.next(gob.UINT))
-        return name, *peers, decoder.next(gob.BYTES)
-    return _text(channel), _peer(origin), _peer(destination), _bytes(data)
+    data_start = _header_size(payload, 3)
+    if data_start:
+        data = _data_at(payload, data_start)
+        header = _unicast_header(payload[:data_start])
+        if data is not None and header is not None:
+            return *header, data
+    decoder = gob.Decoder(payload)
+    channel = decoder.next(gob.STRING)
+    return channel, PeerName(decoder.next(gob.UINT)), PeerName(decoder.next(gob.UINT)), decoder.next(gob.BYTES)
 
 
-def _value(cursor: gob.Cursor, kind: bytes) -> gob.Cursor | None:
-    """The next message's value if it is of this kind and has no other shape."""
-    body = gob.Cursor(cursor.octets())
-    if body.buffer[:2] != kind:
+def _header_size(payload: bytes, messages: int) -> int:
+    """Where the payload's short messages before the data end; 0 where they are not short, or not there."""
+    position, end = 0, len(payload)
+    for _ in range(messages):
+        if position >= end or payload[position] >= 128:
+            return 0
+        position += 1 + payload[position]
+    return position if position < end else 0
+
+
+def _data_at(payload: bytes, position: int) -> bytes | None:
+    """The []byte value of the last message, None unless it is of the usual form and there is nothing else."""
+    size, position = _length_at(payload, position)
+    if position + size != len(payload) or size <= len(_BYTES) or not payload.startswith(_BYTES, position):
         return None
-    body.position = 2
-    return body
+    length, position = _length_at(payload, position + len(_BYTES))
+    return payload[position:] if position + length == len(payload) else None
 
 
-def _text(cursor: gob.Cursor) -> str:
-    return cursor.octets().decode("utf-8", "surrogateescape")
+def _length_at(payload: bytes, position: int) -> tuple[int, int]:
+    """A length and the position behind it; a length that nothing has where the integer is no good."""
+    first = payload[position]
+    if first < 128:
+        return first, position + 1
+    stop = position + 1 + 256 - first
+    if stop - position > 9:
+        return len(payload) + 1, stop
+    return int.from_bytes(payload[position + 1 : stop], "big"), stop
 
 
-def _peer(cursor: gob.Cursor) -> PeerName:
-    return PeerName(cursor.uint())
+@lru_cache(maxsize=4096)
+def _gossip_header(raw: bytes) -> tuple[str, PeerName] | None:
+    """A header's values, None where the whole payload has to be looked at."""
+    decoder = gob.Decoder(raw)
+    try:
+        return decoder.next(gob.STRING), PeerName(decoder.next(gob.UINT))
+    except gob.GobError:
+        return None
 
 
-def _bytes(cursor: gob.Cursor) -> bytes:
-    return cursor.octets()
+@lru_cache(maxsize=4096)
+def _unicast_header(raw: bytes) -> tuple[str, PeerName, PeerName] | None:
+    decoder = gob.Decoder(raw)
+    try:
+        return decoder.next(gob.STRING), PeerName(decoder.next(gob.UINT)), PeerName(decoder.next(gob.UINT))
+    except gob.GobError:
+        return None

@@ -77,7 +77,7 @@ def test_generic_samples_decode_to_their_values(vector: dict[str, Any]) -> None:
 def test_generic_samples_survive_re_encoding(vector: dict[str, Any]) -> None:
     if "interface" in vector["description"]:
         ((kind, value),) = decode_all(bytes.fromhex(vector["hex"]))
-        with pytest.raises(KeyError):
+        with pytest.raises(NotImplementedError):
             gob.encode(kind, value)
         return
     values = decode_all(bytes.fromhex(vector["hex"]))

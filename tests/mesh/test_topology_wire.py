@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh import gob, topology_wire
+from mesh import gob, gob_decoder, topology_wire
 from mesh.gob import GobError
 from mesh.names import PeerName
 from mesh.topology_wire import (
@@ -244,14 +244,14 @@ def test_lengths_that_add_up_must_also_be_right() -> None:
 
 def test_descriptors_of_any_size_are_not_remembered() -> None:
     topology_wire._shapes.clear()
-    gob._plans.clear()
+    gob_decoder._plans.clear()
     fields = [gob.StructField(f"F{number}", f"F{number}", gob.UINT) for number in range(2000)]
     bulky = gob.Struct("peerSummary")
     bulky.fields = [gob.StructField("NameByte", "name", gob.BYTES), *fields]
     data = gob.Encoder().add(bulky, {"name": b"\0" * 6}).add(topology_wire._LINKS, []).done()
     assert [peer.name for peer in fast(data)] == [0]
     assert not topology_wire._shapes
-    assert not [key for key in gob._plans if len(key[2]) > 4096]
+    assert not [key for key in gob_decoder._plans if len(key[2]) > 4096]
 
 
 @pytest.mark.parametrize(
