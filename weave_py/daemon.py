@@ -311,6 +311,11 @@ def run(settings: Settings, log: logging.Logger) -> int:
 
 async def _main(settings: Settings, log: logging.Logger, name: PeerName, tap: int) -> None:
     await Daemon(settings, log).run(name, tap)
+    # Everything is closed. A name look-up may be under way in a thread that cannot be cancelled: to leave in order
+    # would be to wait for it, for as long as the resolver is silent.
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _prepare_host(settings: Settings, name: PeerName, log: logging.Logger) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lab.router import wait_until
-from tests.namespaces import namespace
+from tests.namespaces import namespace, run
 from tests.weave_py import captures
 
 START = 20.0
@@ -115,6 +116,36 @@ def test_start_and_stop(place: str, tmp_path: Path) -> None:
     assert len(same) >= 5, "most lines are the reference's own"
     assert router.log.endswith(" === received SIGINT/SIGTERM ===\n*** exiting\n")
     assert "hunter2x" not in router.log
+
+
+@pytest.fixture
+def silent_resolver(place: str) -> Iterator[str]:
+    """A namespace whose name server never answers."""
+    directory = Path("/etc/netns") / place
+    directory.mkdir(parents=True)
+    (directory / "resolv.conf").write_text("nameserver 10.1.1.1\n")
+    try:
+        run("ip", "-n", place, "link", "add", "u0", "type", "veth", "peer", "name", "u1")
+        for interface in ("u0", "u1"):
+            run("ip", "-n", place, "link", "set", interface, "up")
+        run("ip", "-n", place, "addr", "add", "10.1.1.2/24", "dev", "u0")
+        run("ip", "-n", place, "neigh", "add", "10.1.1.1", "lladdr", "02:00:00:00:00:09", "dev", "u0")
+        yield place
+    finally:
+        shutil.rmtree(directory)
+
+
+def test_a_silent_resolver_delays_neither_start_nor_stop(silent_resolver: str, tmp_path: Path) -> None:
+    router = Started(silent_resolver, tmp_path, "slow.example.org")
+    try:
+        assert router.notices.recv(100) == b"READY=1"
+        time.sleep(0.2)
+        router.process.send_signal(signal.SIGTERM)
+        # The resolver itself would give up after five seconds at least.
+        assert router.process.wait(4) == 0
+    finally:
+        router.close()
+    assert "lookup" not in router.log
 
 
 def test_killed_at_any_moment(place: str, tmp_path: Path) -> None:
