@@ -1,8 +1,8 @@
-"""The data path `sleeve`: one forwarder per connection, in plain Python.
+"""The data path `sleeve`: one forwarder per connection, above the packet path.
 
-The reference and the fallback of the per-packet work: choosing the send path, packing frames into datagrams,
-sealing and opening. Frames wait at most until the end of the batch that brought them; a queue is bounded by one
-datagram. Source: data plane spec §3.
+Here is decided which send path a frame takes, what one that does not fit is answered, and where the link's state
+machine meets the clock and the log; packing, sealing and sockets lie behind `sleeve.path.PacketPath`.
+Source: data plane spec §3.
 """
 
 import asyncio
@@ -10,89 +10,67 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from mesh.names import NAME_SIZE, PeerName, peer_label
-from mesh.seams import AttrValue, ConnectionParams
+from mesh.names import PeerName, peer_label
+from mesh.seams import AttrValue, ConnectionParams, OverlayError
 from overlay.frames import ETHERNET_HEADER, ipv4_header, is_ipv6, is_special
 from overlay.icmp import frag_needed, packet_too_big
 from overlay.seams import ForwarderEvents, FrameSink, Topology
-from sleeve.datagram import (
-    FRAME_OVERHEAD,
-    DatagramError,
-    PlainSession,
-    SealedSession,
-    Session,
-    decode_frames,
-    frame_header,
-)
+from sleeve.datagram import FRAME_OVERHEAD, DatagramError
 from sleeve.fragment import fragment
 from sleeve.link import Address, SleeveLink
+from sleeve.path import PacketPath, PlainPath
 from sleeve.pmtu import PathMtu
-from sleeve.udp import UdpSocket, udp_sockets
 
 _UDP_HEADER = 8
 _IPV4_HEADER = 20
 _IPV6_HEADER = 40
-_MAX_PAYLOAD = 65507
-_MAX_FRAMES = 100
-
-
-class _Queue:
-    """Frames of one send path that go into the next datagram."""
-
-    __slots__ = ("frames", "parts", "size")
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.size = 0
-        self.frames = 0
-
-    def add(self, header: bytes, frame: bytes) -> None:
-        self.parts += (header, frame)
-        self.size += FRAME_OVERHEAD + len(frame)
-        self.frames += 1
-
-    def take(self) -> bytes:
-        body = b"".join(self.parts)
-        self.parts.clear()
-        self.size = self.frames = 0
-        return body
 
 
 class SleeveForwarder:
-    """Sleeve on one connection (`overlay.seams.Forwarder`, `sleeve.link.LinkEffects`)."""
+    """Sleeve on one connection (`overlay.seams.Forwarder`, `LinkEffects`, `ChannelEvents`)."""
 
     def __init__(self, path: "SleeveDataPath", params: ConnectionParams, events: ForwarderEvents) -> None:
         self._path = path
         self._events = events
         self.peer = params.remote
         self._label = peer_label(params.remote, params.remote_nickname)
-        self.session: Session = (
-            PlainSession(path.ourself)
-            if params.session_key is None
-            else SealedSession(path.ourself, params.session_key, outbound=params.outbound)
+        self._channel = path.packets.channel(
+            params.remote,
+            params.session_key,
+            outbound=params.outbound,
+            local=params.local_address[0],
+            events=self,
         )
-        ip_header = _IPV6_HEADER if ":" in params.remote_address[0] else _IPV4_HEADER
-        headers = ip_header + _UDP_HEADER
-        overhead = headers + self.session.overhead + FRAME_OVERHEAD + ETHERNET_HEADER
+        headers = (_IPV6_HEADER if ":" in params.remote_address[0] else _IPV4_HEADER) + _UDP_HEADER
+        self.mtu = PathMtu(headers + self._channel.overhead + FRAME_OVERHEAD + ETHERNET_HEADER, headers)
         remote = params.remote_address if params.outbound else None
-        self.mtu = PathMtu(overhead, headers)
         self.link = SleeveLink(self, params.remote, params.connection_uid, self.mtu, remote)
-        self._socket = path.socket_for(params.remote_address[0])
-        self._queues = {True: _Queue(), False: _Queue()}
+        if remote is not None:
+            self._channel.aim(remote)
         self._timer: asyncio.TimerHandle | None = None
+        self._malformed = 0
         self._stopped = False
-        self.counts: Counter[str] = Counter()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What became of this link's frames and datagrams, by name."""
+        return self._channel.counts
 
     # --- the switch's side ---
 
     def confirm(self) -> None:
+        if self._stopped:
+            return
+        self._channel.listen()
         self._path.register(self)
         self.link.confirm(self._path.now())
         self._rearm()
 
     def control_message(self, tag: int, payload: bytes) -> None:
+        if self._stopped:
+            return
         self.link.control(tag, payload, self._path.now())
-        self._rearm()
+        self._settle()
 
     def stop(self) -> None:
         if self._stopped:
@@ -101,91 +79,60 @@ class SleeveForwarder:
         self.link.stop()
         self._rearm()
         self._path.unregister(self)
-        self.session.close()
+        self._channel.close()
 
     def accepts(self, source: PeerName, destination: PeerName) -> bool:
         return True
 
     def attrs(self) -> Mapping[str, AttrValue]:
         attrs: dict[str, AttrValue] = {"name": "sleeve", "mtu": self.mtu.mtu}
-        if self.session.encrypted:
+        if self._channel.encrypted:
             attrs["encrypted"] = True
         return attrs
 
     def send(self, source: PeerName, destination: PeerName, frame: bytes, broadcast: bool) -> None:
         """Choose the send path of one frame (§3.8)."""
+        channel = self._channel
         if self._stopped or self.link.remote is None:
-            self.counts["awaiting-contact"] += 1
+            channel.note("awaiting-contact")
+            return
+        if is_special(frame):
+            # The peer would take it for one of ours.
+            channel.note("foreign-special")
             return
         header = ipv4_header(frame)
-        fits = len(frame) <= self.mtu.mtu + ETHERNET_HEADER
+        mtu = self.mtu.mtu
+        fits = len(frame) <= mtu + ETHERNET_HEADER
         if header is None:
             if not fits and not broadcast and is_ipv6(frame):
-                self._answer(source, destination, packet_too_big(frame, self.mtu.mtu))
-            self._enqueue(source, destination, frame, df=False)
+                self._answer(source, destination, packet_too_big(frame, mtu))
+            channel.send(source, destination, frame, df=False)
         elif header.df:
             if fits:
-                self._enqueue(source, destination, frame, df=True)
+                channel.send(source, destination, frame, df=True)
             elif broadcast:
-                self.counts["too-big-broadcast"] += 1
+                channel.note("too-big-broadcast")
             else:
-                self._answer(source, destination, frag_needed(frame, self.mtu.mtu))
+                self._answer(source, destination, frag_needed(frame, mtu))
         elif self.link.fragments_pass:
-            self._enqueue(source, destination, frame, df=False)
+            channel.send(source, destination, frame, df=False)
         elif fits:
-            self._enqueue(source, destination, frame, df=True)
+            channel.send(source, destination, frame, df=True)
         else:
-            for piece in fragment(frame, self.mtu.mtu):
-                self._enqueue(source, destination, piece, df=True)
+            for piece in fragment(frame, mtu):
+                channel.send(source, destination, piece, df=True)
 
     def _answer(self, source: PeerName, destination: PeerName, answer: bytes | None) -> None:
         """An ICMP error travels as if the frame's destination had sent it."""
         if answer is not None:
-            self.counts["too-big"] += 1
+            self._channel.note("too-big")
             self._path.sink.received(destination, source, answer)
-
-    # --- datagrams out ---
-
-    def _enqueue(self, source: PeerName, destination: PeerName, frame: bytes, *, df: bool) -> None:
-        queue = self._queues[df]
-        size = self.session.overhead + FRAME_OVERHEAD + len(frame)
-        if queue.frames and (queue.size + size > self.mtu.max_payload or queue.frames >= _MAX_FRAMES):
-            self._flush(queue, df)
-        if size > _MAX_PAYLOAD:
-            self.counts["too-big-for-datagram"] += 1
-            return
-        queue.add(frame_header(source, destination, len(frame)), frame)
-        self._path.waiting(self)
-
-    def flush(self) -> None:
-        """Send what waits on both send paths."""
-        for df, queue in self._queues.items():
-            if queue.frames:
-                self._flush(queue, df)
-
-    def _flush(self, queue: _Queue, df: bool) -> None:
-        self.counts["frames-out"] += queue.frames
-        self._transmit(queue.take(), df)
-
-    def _transmit(self, body: bytes, df: bool) -> None:
-        remote = self.link.remote
-        if remote is None or self._socket is None or self._stopped:
-            self.counts["awaiting-contact"] += 1
-            return
-        datagram = self.session.seal(body, df)
-        self.counts["datagrams-out"] += 1
-        self.counts["bytes-out"] += len(datagram)
-        path_mtu = self._socket.send(datagram, remote, df)
-        if path_mtu is not None:
-            self.counts["over-path-mtu"] += 1
-            self.link.too_big(path_mtu, self._path.now())
-            self._rearm()
 
     # --- the link's effects ---
 
     def send_special(self, frame: bytes, df: bool) -> None:
-        header = frame_header(self._path.ourself, self.peer, len(frame))
-        self._transmit(header + frame, df)
+        if self.link.remote is not None:
+            self._channel.send_alone(self._path.ourself, self.peer, frame, df)
 
     def send_control(self, tag: int, payload: bytes) -> None:
         self._events.send_control(tag, payload)
@@ -197,47 +144,45 @@ class SleeveForwarder:
         self._events.failed(error)
 
     def mtu_verified(self, mtu: int) -> None:
-        self._path.log.info("sleeve ->[%s|%s]: Effective MTU verified at %d", self._remote_text(), self._label, mtu)
+        self._log("Effective MTU verified at %d", mtu)
 
-    def _remote_text(self) -> str:
-        if self.link.remote is None:
-            return "<awaiting contact>"
-        host, port = self.link.remote
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    def moved(self, remote: Address) -> None:
+        self._channel.aim(remote)
 
-    # --- datagrams in ---
+    # --- the channel's events ---
 
-    def received(self, datagram: bytes, source: Address) -> None:
-        """One datagram that bears our peer's name."""
-        counts = self.counts
-        counts["datagrams-in"] += 1
-        counts["bytes-in"] += len(datagram)
-        try:
-            body = self.session.open(datagram)
-            if body is None:
-                counts["replayed"] += 1
-                return
-            for origin, destination, frame in decode_frames(body):
-                if is_special(frame):
-                    self._special(origin, destination, frame, source)
-                else:
-                    self._path.sink.received(origin, destination, frame)
-        except DatagramError as error:
-            counts["malformed"] += 1
-            if counts["malformed"] in (1, 10, 100) or counts["malformed"] % 1000 == 0:
-                self._path.log.info("sleeve ->[%s|%s]: %s (%d so far)", *source, error, counts["malformed"])
-
-    def _special(self, origin: PeerName, destination: PeerName, frame: bytes, source: Address) -> None:
-        if origin != self.peer or destination != self._path.ourself or self._stopped:
-            self.counts["foreign-special"] += 1
+    def special(self, source: PeerName, destination: PeerName, frame: bytes, sender: Address) -> None:
+        if source != self.peer or destination != self._path.ourself or self._stopped:
+            self._channel.note("foreign-special")
             return
-        before = self.link.remote
-        self.link.special(frame, source, self._path.now())
-        if self.link.remote != before:
-            self._socket = self._path.socket_for(source[0])
-        self._rearm()
+        self.link.special(frame, sender, self._path.now())
+        self._settle()
 
-    # --- the timer ---
+    def too_big(self, path_mtu: int) -> None:
+        if not self._stopped:
+            self.link.too_big(path_mtu, self._path.now())
+            self._settle()
+
+    def malformed(self, error: DatagramError, sender: Address) -> None:
+        self._malformed += 1
+        if self._malformed in (1, 10, 100) or self._malformed % 1000 == 0:
+            self._log("%s from %s (%d so far)", error, _address_text(sender), self._malformed)
+
+    def trouble(self, reason: str | None) -> None:
+        if reason is None:
+            self._log("sending works again")
+        else:
+            self._log("cannot send (%s); still trying", reason.replace("-", " "))
+
+    def _log(self, text: str, *values: object) -> None:
+        remote = "<awaiting contact>" if self.link.remote is None else _address_text(self.link.remote)
+        self._path.log.info("sleeve ->[%s|%s]: " + text, remote, self._label, *values)
+
+    # --- what follows every event ---
+
+    def _settle(self) -> None:
+        self._channel.limit(self.mtu.max_payload)
+        self._rearm()
 
     def _rearm(self) -> None:
         if self._timer is not None:
@@ -249,8 +194,9 @@ class SleeveForwarder:
 
     def _tick(self) -> None:
         self._timer = None
-        self.link.tick(self._path.now())
-        self._rearm()
+        # Timers of an event loop may fire a clock tick early: the link must see its time as come.
+        self.link.tick(max(self._path.now(), self.link.next_timer() or 0.0))
+        self._settle()
 
 
 class SleeveDataPath:
@@ -270,29 +216,32 @@ class SleeveDataPath:
         self.loop = loop
         self.ourself = topology.ourself
         self.log = log
-        self.counts: Counter[str] = Counter()
+        self.packets: PacketPath = PlainPath(loop, topology.ourself, host, port)
         self._sink: FrameSink | None = None
-        self._links: dict[bytes, SleeveForwarder] = {}
-        self._waiting: set[SleeveForwarder] = set()
-        self._scheduled = False
-        self._sockets = {
-            sock.family: UdpSocket(loop, sock, self._received, self.flush, self.counts)
-            for sock in udp_sockets(host, port)
-        }
+        self._links: dict[PeerName, SleeveForwarder] = {}
 
     def attach(self, sink: FrameSink) -> None:
         """Say who gets frames that arrive."""
         self._sink = sink
+        self.packets.attach(sink)
 
     @property
     def sink(self) -> FrameSink:
         assert self._sink is not None, "attach comes before the first connection"
         return self._sink
 
+    @property
+    def counts(self) -> Counter[str]:
+        """What belongs to no link."""
+        return self.packets.counts
+
     def now(self) -> float:
         return self.loop.time()
 
     def prepare(self, params: ConnectionParams, events: ForwarderEvents) -> SleeveForwarder:
+        address = params.remote_address[0]
+        if not self.packets.reaches(address):
+            raise OverlayError(f"no UDP socket of ours reaches {address}")
         return SleeveForwarder(self, params, events)
 
     def diagnostics(self) -> object:
@@ -303,41 +252,22 @@ class SleeveDataPath:
         """For status: all confirmed links."""
         return list(self._links.values())
 
+    def flush(self) -> None:
+        """Send everything that waits: whoever reads frames calls this after each batch."""
+        self.packets.flush()
+
     def close(self) -> None:
         """Close the sockets; links are stopped by their connections."""
-        for sock in self._sockets.values():
-            sock.close()
-
-    def socket_for(self, host: str) -> UdpSocket | None:
-        """The socket that reaches an address; None where this host has no such family."""
-        v6 = ":" in host
-        return next((sock for family, sock in self._sockets.items() if (family.name == "AF_INET6") == v6), None)
+        self.packets.close()
 
     def register(self, forwarder: SleeveForwarder) -> None:
-        self._links[forwarder.peer.to_bytes(NAME_SIZE, "big")] = forwarder
+        self._links[forwarder.peer] = forwarder
 
     def unregister(self, forwarder: SleeveForwarder) -> None:
-        name = forwarder.peer.to_bytes(NAME_SIZE, "big")
-        if self._links.get(name) is forwarder:
-            del self._links[name]
-        self._waiting.discard(forwarder)
+        if self._links.get(forwarder.peer) is forwarder:
+            del self._links[forwarder.peer]
 
-    def waiting(self, forwarder: SleeveForwarder) -> None:
-        """A forwarder has frames to send: at the end of this batch, or of this turn of the loop."""
-        self._waiting.add(forwarder)
-        if not self._scheduled:
-            self._scheduled = True
-            self.loop.call_soon(self.flush)
 
-    def flush(self) -> None:
-        """Send everything that waits."""
-        self._scheduled = False
-        while self._waiting:
-            self._waiting.pop().flush()
-
-    def _received(self, datagram: bytes, source: Address) -> None:
-        forwarder = self._links.get(datagram[:NAME_SIZE])
-        if forwarder is None:
-            self.counts["unknown-sender"] += 1
-        else:
-            forwarder.received(datagram, source)
+def _address_text(address: Address) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

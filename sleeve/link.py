@@ -50,6 +50,9 @@ class LinkEffects(Protocol):
     def mtu_verified(self, mtu: int) -> None:
         """The search for the path MTU has ended."""
 
+    def moved(self, remote: Address) -> None:
+        """The peer is reached here from now on."""
+
 
 class SleeveTimeoutError(Exception):
     """Nothing was heard of the peer for too long."""
@@ -146,7 +149,9 @@ class SleeveLink:
         if frame[ETHERNET_HEADER:] != self._uid:
             return
         known = self.remote is not None
-        self.remote = source
+        if source != self.remote:
+            self.remote = source
+            self._effects.moved(source)
         if not known and self.confirmed:
             self._beat(now)
         if not self._acknowledged:

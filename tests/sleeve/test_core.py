@@ -139,6 +139,7 @@ class Effects:
         self.sent: list[tuple[bytes, bool]] = []
         self.controls: list[tuple[int, bytes]] = []
         self.events: list[Any] = []
+        self.moves: list[tuple[str, int]] = []
 
     def send_special(self, frame: bytes, df: bool) -> None:
         self.sent.append((frame, df))
@@ -154,6 +155,9 @@ class Effects:
 
     def mtu_verified(self, mtu: int) -> None:
         self.events.append(mtu)
+
+    def moved(self, remote: tuple[str, int]) -> None:
+        self.moves.append(remote)
 
 
 UID = 0x0123456789ABCDEF
@@ -209,6 +213,7 @@ def test_the_acceptor_learns_where_the_peer_is() -> None:
     assert effects.controls == [(1, b"")]
     made.special(heartbeat(), ELSEWHERE, 2.0)
     assert made.remote == ELSEWHERE, "the peer moved"
+    assert effects.moves == [PEER, ELSEWHERE]
     assert effects.controls == [(1, b"")], "said once"
 
 
