@@ -74,7 +74,7 @@ class Router:
 
     def _program(self) -> list[str]:
         if self.foreign is None:
-            return [sys.executable, "-m", "weave_py.weaver"]
+            return [sys.executable, "-m", "weave_py.weaver", "--db-prefix", str(self.directory / "weave")]
         own = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", self.foreign]
         state = ["--weave-bridge", "weave", "--datapath", "datapath", "--docker-api=", "--port", "6783"]
         return [*own, *state, "--db-prefix", str(self.directory / "weave")]

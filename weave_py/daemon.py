@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from sleeve.tap import TapPort
 from weave_py import __version__, http, report
 from weave_py.log import options_line
 from weave_py.settings import Settings
+from weave_py.store import Store, StoreError, default_prefix
 
 _EXPIRY_INTERVAL = 60.0
 _RESOLVE_AGAIN, _RESOLVE_AT_LEAST = 5.0, 60.0
@@ -66,7 +68,11 @@ class _Parts:
 class Daemon:
     """The assembled router (`weave_py.http.Control`)."""
 
-    def __init__(self, settings: Settings, log: logging.Logger) -> None:
+    def __init__(
+        self, settings: Settings, log: logging.Logger, peers: Sequence[str] = (), store: Store | None = None
+    ) -> None:
+        self._peers = peers
+        self._store = store
         self._settings = settings
         self._log = log
         self._parts: _Parts | None = None
@@ -165,7 +171,8 @@ class Daemon:
 
     async def _connect_given(self) -> None:
         """Make the given peers targets; a name that cannot be resolved yet (the host just booted) is tried again."""
-        self._unresolved = list(self._settings.peers)
+        self._unresolved = list(self._peers)
+        self._remember()
         delay = _RESOLVE_AGAIN
         while self._unresolved:
             tried = list(self._unresolved)
@@ -235,11 +242,24 @@ class Daemon:
     async def connect(self, peers: list[str], replace: bool) -> list[str]:
         if replace:
             self._unresolved.clear()
-        return await self.parts.service.connect(peers, replace)
+        errors = await self.parts.service.connect(peers, replace)
+        self._remember()
+        return errors
 
     def forget(self, peers: list[str]) -> None:
         self._unresolved = [peer for peer in self._unresolved if peer not in peers]
         self.parts.service.forget(peers)
+        self._remember()
+
+    def _remember(self) -> None:
+        """Store the list for `--resume`; that it cannot be stored is said, and costs nothing else."""
+        if self._store is None:
+            return
+        peers = dict.fromkeys([*self.parts.service.router.maker.targets, *self._unresolved])
+        try:
+            self._store.set_direct_peers(list(peers))
+        except StoreError as error:
+            self._log.error("%s; this list of peers is not stored", error)
 
 
 def _address_error(protocol: str, settings: Settings, error: OSError) -> StartError:
@@ -296,10 +316,18 @@ def run(settings: Settings, log: logging.Logger) -> int:
     log.info("Our name is %s", peer_label(name, settings.nickname))
     if settings.missing:
         log.warning("not available in this version, going on without: %s", ", ".join(settings.missing))
-    peers = " ".join(settings.peers)
-    log.info("Launch detected - using supplied peer list: [%s]", peers)
     try:
-        uvloop.run(_main(settings, log, name, tap))
+        store = _open_store(settings, log)
+        peers = settings.peers if store is None or not settings.resume else tuple(store.direct_peers())
+    except StoreError as error:
+        log.critical("%s", error)
+        return 1
+    if settings.resume:
+        log.info("Restart/resume detected - using persisted peer list: [%s]", " ".join(peers))
+    else:
+        log.info("Launch detected - using supplied peer list: [%s]", " ".join(peers))
+    try:
+        uvloop.run(_main(Daemon(settings, log, peers, store), name, tap))
     except StartError as error:
         log.critical("%s", error)
         return 1
@@ -309,8 +337,19 @@ def run(settings: Settings, log: logging.Logger) -> int:
     return 0
 
 
-async def _main(settings: Settings, log: logging.Logger, name: PeerName, tap: int) -> None:
-    await Daemon(settings, log).run(name, tap)
+def _open_store(settings: Settings, log: logging.Logger) -> Store | None:
+    """The store; without one a router still runs, but cannot resume. Raises StoreError where it is asked to."""
+    try:
+        return Store(settings.db_prefix or default_prefix())
+    except StoreError as error:
+        if settings.resume:
+            raise
+        log.warning("%s; nothing is stored", error)
+        return None
+
+
+async def _main(daemon: Daemon, name: PeerName, tap: int) -> None:
+    await daemon.run(name, tap)
     # Everything is closed. A name look-up may be under way in a thread that cannot be cancelled: to leave in order
     # would be to wait for it, for as long as the resolver is silent.
     logging.shutdown()

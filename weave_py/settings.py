@@ -51,7 +51,7 @@ def _flags() -> dict[str, Flag]:
         Flag("host", str, "", "local address to listen on and dial from"),
         Flag("port", int, DEFAULT_PORT, "mesh TCP and sleeve UDP port"),
         Flag("min-protocol-version", int, 1, "oldest protocol version to speak, 1 or 2"),
-        Flag("resume", bool, False, "connect to the peers of the last run", "persistence"),
+        Flag("resume", bool, False, "connect to the peers of the last run"),
         Flag("weave-bridge", str, "weave", "name of the bridge"),
         Flag("docker-bridge", str, "", "name of Docker's bridge", "Docker integration"),
         Flag("datapath", str, "", "accepted and ignored: there is no Open vSwitch"),
@@ -82,7 +82,7 @@ def _flags() -> dict[str, Flag]:
         Flag("docker-api", str, "", "Docker's API", "Docker integration"),
         Flag("no-dns", bool, False, "no name service"),
         Flag("trusted-subnets", str, "", "comma-separated networks to send frames to in clear"),
-        Flag("db-prefix", str, "", "where state is kept", "persistence"),
+        Flag("db-prefix", str, "", "where state is kept: this, and data.sqlite"),
         Flag("proc-path", str, "/proc", "accepted and ignored"),
         Flag("host-root", str, "", "where the host's root is mounted"),
     ]
@@ -132,6 +132,8 @@ class Settings:
     socket_path: str
     trusted_subnets: tuple[IPv4Network | IPv6Network, ...]
     host_root: str
+    db_prefix: str
+    resume: bool
     missing: tuple[str, ...]
     given: Mapping[str, str]
 
@@ -229,6 +231,8 @@ def check(
         socket_path=str(values["socket"]),
         trusted_subnets=_subnets(str(values["trusted-subnets"])),
         host_root=str(values["host-root"]),
+        db_prefix=str(values["db-prefix"]),
+        resume=bool(values["resume"]),
         missing=tuple(sorted({FLAGS[name].missing for name in given if FLAGS[name].missing and values[name]})),
         given=dict(sorted(given.items())),
     )

@@ -234,3 +234,20 @@ def test_the_demonstration() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "check passed" in done.stdout
     assert PREFIX not in run("ip", "netns")
+
+
+def test_resume() -> None:
+    """A router that is started again with --resume knows the peers it was last connected to, typed or told."""
+    with cluster() as made:
+        made.start(1, [])
+        made.start(2, [])
+        weave(made.underlay.host(1), "connect", made.address(2))
+        made.await_links(mesh_links(2))
+        made.routers[1].stop(kill=True)
+        made.start(1, [], "--resume")
+        made.await_links(mesh_links(2))
+        assert f"Restart/resume detected - using persisted peer list: [{made.address(2)}]" in made.routers[1].log
+        weave(made.underlay.host(1), "forget", made.address(2))
+        made.routers[1].stop()
+        made.start(1, [], "--resume")
+        assert weave(made.underlay.host(1), "status", "targets") == ""
