@@ -1,6 +1,6 @@
 """The control plane at size: many full routers in one process, and large topologies in one router.
 
-    python -m bench.mesh                     all of it, N = 20, 50, 100
+    python -m bench.mesh                     all of it, N = 20, 50, 100, 200
     python -m bench.mesh --nodes 200         one size
     python -m bench.mesh --degree 16 --nodes 1000
 
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--degree", type=int, help="bound the number of neighbours, disturb the mesh")
     parser.add_argument("--password", action="store_true", help="seal the control connections")
     options = parser.parse_args()
-    for count in options.nodes or [20, 50, 100]:
+    for count in options.nodes or [20, 50, 100, 200]:
         if options.degree:
             disturb(count, options.degree)
         else:
