@@ -1,7 +1,7 @@
 """What must survive a restart: one SQLite file a host. Today it holds the direct peers, as they were typed.
 
 Committed before anybody is told (WAL, synchronous=FULL). The schema has a number, and a file of a later version is
-left alone. Source: DESIGN, "Store"; CLI spec §4.
+left alone. Source: CLI spec §4; SQLite, "Write-Ahead Logging".
 """
 
 import os
