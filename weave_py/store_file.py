@@ -1,0 +1,228 @@
+"""The file under the store: who may open it, what becomes of a damaged one, how a transaction is made.
+
+One process at a time (a lock that dies with it). WAL and synchronous=FULL: what is committed is on the disk. A file
+appears whole, by a rename, so an empty one was never ours. A damaged one is moved aside, never overwritten, and that
+is remembered in its successor until somebody says that what was lost is known again.
+Source: CLI spec §4; SQLite, "Write-Ahead Logging", "How To Corrupt An SQLite Database File".
+"""
+
+import contextlib
+import fcntl
+import glob
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from weave_py.store_schema import LATEST, climb, damage, version
+
+# Seconds to wait for somebody who reads the file with a tool.
+_TIMEOUT = 2.0
+_DAMAGED = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT))
+_UNREADABLE = (sqlite3.Error, UnicodeError, OverflowError)
+Fill = Callable[[sqlite3.Connection, str | None], None]
+
+
+class StoreError(Exception):
+    """The state cannot be read or written: one line, with the file's name."""
+
+
+class _DamagedError(Exception):
+    """The content of the file is not what was written."""
+
+
+class StateFile:
+    """`prefix` + `data.sqlite`, made if it is not there.
+
+    `fill(connection, lost)` writes what a new file begins with, in the transaction that makes it; `lost` says what
+    became of an earlier file that could not be read. Raises StoreError, as every method does.
+    """
+
+    def __init__(self, prefix: str, fill: Fill) -> None:
+        self.path = f"{prefix}data.sqlite"
+        self._fill = fill
+        self._turn = threading.RLock()
+        try:
+            os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"unable to open {self.path}: {_reason(error)}") from error
+        self._lock = _locked(f"{prefix}data.lock", self.path)
+        try:
+            self._connection = self._opened()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    # --- use ---
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """What a query finds."""
+        with self._turn:
+            try:
+                return self._connection.execute(query, values).fetchall()
+            except _UNREADABLE as error:
+                raise StoreError(f"unable to read {self.path}: {_reason(error)}") from error
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing, on the disk when it ends. From any thread, one at a time."""
+        with self._turn:
+            try:
+                with _transaction(self._connection):
+                    yield self._connection
+            except _UNREADABLE as error:
+                raise StoreError(f"unable to write {self.path}: {_reason(error)}") from error
+
+    def close(self) -> None:
+        """Done with it; others may open it."""
+        with self._turn:
+            self._connection.close()
+            os.close(self._lock)
+
+    # --- opening ---
+
+    def _opened(self) -> sqlite3.Connection:
+        try:
+            for leftover in glob.glob(f"{glob.escape(self.path)}.new*"):
+                os.unlink(leftover)
+            if not os.path.exists(self.path):
+                self._make(self._lost_before())
+            try:
+                return self._checked()
+            except _DamagedError as error:
+                self._make(f"{self.path} was damaged ({error}) and is now {self._move_aside()}")
+            return self._checked()
+        except (OSError, sqlite3.Error, _DamagedError) as error:
+            raise StoreError(f"unable to open {self.path}: {_reason(error)}") from error
+
+    def _checked(self) -> sqlite3.Connection:
+        """The file, opened, of our schema, and sound. Raises _DamagedError, StoreError, sqlite3.Error."""
+        if os.path.getsize(self.path) == 0:
+            raise _DamagedError("it is empty")
+        connection = _connect(self.path)
+        try:
+            at = version(connection)
+            if at > LATEST:
+                raise StoreError(
+                    f"{self.path} was written by a later version (its schema is {at}, the latest known here is "
+                    f"{LATEST}): start that version, or give its state back with "
+                    f"its 'weave hand-back --schema {LATEST}'"
+                )
+            if at == 0:
+                raise _DamagedError("it has no schema")
+            if at < LATEST:
+                with _transaction(connection):
+                    climb(connection)
+            found = damage(connection)
+            if found is not None:
+                raise _DamagedError(found)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, sqlite3.Error) and _code(error) in _DAMAGED:
+                raise _DamagedError(str(error)) from error
+            raise
+        return connection
+
+    def _make(self, lost: str | None) -> None:
+        """A new file under another name, whole and on the disk, before it gets its own."""
+        connection = sqlite3.connect(f"{self.path}.new", isolation_level=None)
+        try:
+            connection.execute("PRAGMA synchronous=FULL")
+            with _transaction(connection):
+                climb(connection)
+                self._fill(connection, lost)
+        finally:
+            connection.close()
+        os.rename(f"{self.path}.new", self.path)
+        _sync_directory(self.path)
+
+    def _lost_before(self) -> str | None:
+        """A start may have ended between moving a damaged file aside and making the next: then that is still true."""
+        aside = sorted(glob.glob(f"{glob.escape(self.path)}.damaged-*"))
+        if not aside and not os.path.exists(f"{self.path}-wal"):
+            return None
+        return f"{self.path} is gone; what was there before is {aside[-1] if aside else self._move_aside()}"
+
+    def _move_aside(self) -> str:
+        """Give the file, and its log, a name that says what they are; that name."""
+        moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        name, count = f"{self.path}.damaged-{moment}", 1
+        while os.path.lexists(name) or os.path.lexists(f"{name}-wal"):
+            name, count = f"{self.path}.damaged-{moment}.{count}", count + 1
+        # The index of the log is made anew from it and says nothing by itself.
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self.path + suffix, name + suffix)
+        _sync_directory(self.path)
+        return name
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_TIMEOUT, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, sqlite3.Error) and _code(error) in _DAMAGED:
+            raise _DamagedError(str(error)) from error
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # SQLite has already gone back after some errors, a full disk among them.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _locked(path: str, of: str) -> int:
+    """The lock of a file, held until the process ends or closes it. Raises StoreError."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(f"unable to open {of}: {_reason(error)}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        who = f"another router (pid {holder})" if holder.isdecimal() else "another router"
+        raise StoreError(f"{of} is in use by {who}: stop it first, or choose another --db-prefix") from error
+    # Only for that message: the lock is what counts, so a full disk may keep the pid out.
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+    return descriptor
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _code(error: sqlite3.Error) -> int:
+    """The primary result code: how SQLite names the kind of error."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_FULL:
+        return "no space left on the disk; nothing was changed, and it goes on when there is"
+    if isinstance(error, sqlite3.Error) and _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return f"{error}; the next start of the router moves the file aside"
+    return str(error)
