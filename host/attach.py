@@ -6,30 +6,26 @@ Two attaches of one container go one after the other. Source: data plane spec §
 """
 
 import contextlib
-import errno
 import hashlib
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from ipaddress import IPv4Interface
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from host import multicast, netns
+from host.addresses import Address, add, announce, keep, remove
 from host.bridge import bridge_mtu, error_text
 from host.errors import HostError
 from host.links import Link, addresses, await_forwarding, by_index, by_name, namespace_number
 from host.sysctl import refuse_advertisements, tune_neighbours
 from nft.wire import NftError
 
-Address = IPv4Interface | IPv6Interface
 INTERFACE = "ethwe"
 _ID_SIZE = 7
 _NAMES_TRIED = 8
 _MIN_MTU = 68
-_ETH_P_ARP = 0x0806
-_IFA_F_NODAD = 0x02
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +219,7 @@ def _configure(port: str, interface: str, wanted: Sequence[Address]) -> Attachme
         added: list[Address] = []
         try:
             for address in dict.fromkeys(wanted):
-                if str(address) not in had and _add(ip, index, address):
+                if str(address) not in had and add(ip, index, address):
                     added.append(address)
             have = addresses(ip, index)
             multicast.limit(interface, have)
@@ -242,7 +238,7 @@ def _finish(made: Attachment, wanted: Sequence[Address], multicast_route: bool) 
         try:
             for address in wanted:
                 if isinstance(address, IPv4Interface):
-                    _announce(made.interface, made.mac, address)
+                    announce(made.interface, made.mac, address)
             if multicast_route:
                 multicast.add_route(ip, index)
         except BaseException:
@@ -253,7 +249,7 @@ def _finish(made: Attachment, wanted: Sequence[Address], multicast_route: bool) 
 
 def _take_back(ip: IPRoute, interface: str, index: int, added: Sequence[str], had: Sequence[str]) -> None:
     for text in added:
-        _remove(ip, index, text)
+        remove(ip, index, text)
     multicast.limit(interface, had)
 
 
@@ -263,11 +259,9 @@ def _withdraw(interface: str, wanted: Sequence[Address] | None) -> tuple[str, ..
         have = addresses(ip, index)
         leaving = have if wanted is None else [str(address) for address in wanted if str(address) in have]
         for text in leaving:
-            _remove(ip, index, text)
+            remove(ip, index, text)
         staying = [text for text in have if text not in leaving]
-        # With an address the kernel takes those that came after it in its subnet.
-        for text in staying:
-            _add(ip, index, ip_interface(text))
+        keep(ip, index, staying)
         multicast.limit(interface, staying)
         if not staying:
             ip.link("del", index=index)
@@ -278,40 +272,3 @@ def _gone(interface: str) -> tuple[str, ...]:
     """The interface is not there any more; its rules may be."""
     multicast.limit(interface, ())
     return ()
-
-
-def _add(ip: IPRoute, index: int, address: Address) -> bool:
-    """Whether it is new."""
-    extra: dict[str, object] = {}
-    if isinstance(address, IPv6Interface):
-        extra["flags"] = _IFA_F_NODAD
-    elif address.network.prefixlen < 31:
-        extra["broadcast"] = str(address.network.broadcast_address)
-    try:
-        ip.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, **extra)
-    except NetlinkError as error:
-        if error.code != errno.EEXIST:
-            raise
-        return False
-    return True
-
-
-def _remove(ip: IPRoute, index: int, text: str) -> None:
-    host, _, prefix = text.partition("/")
-    try:
-        ip.addr("delete", index=index, address=host, prefixlen=int(prefix))
-    except NetlinkError as error:
-        # It went with another of its subnet.
-        if error.code != errno.EADDRNOTAVAIL:
-            raise
-
-
-def _announce(interface: str, mac: str, address: IPv4Interface) -> None:
-    """A gratuitous ARP request: whoever knew this address elsewhere learns better (RFC 5227 §3)."""
-    hardware = bytes.fromhex(mac.replace(":", ""))
-    broadcast = b"\xff" * 6
-    arp = b"\0\1\x08\0\6\4\0\1" + hardware + address.ip.packed + broadcast + address.ip.packed
-    frame = broadcast + hardware + _ETH_P_ARP.to_bytes(2, "big") + arp
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
-        sock.bind((interface, _ETH_P_ARP))
-        sock.send(frame)

@@ -1,4 +1,4 @@
-"""Removing from a host what we and Weave Net 2.8 made there: links, and our rules.
+"""Removing from a host what we and Weave Net 2.8 made there: links, and packet rules.
 
 Containers lose their interface with its other end here; the rules in their namespaces go before that, while there is
 still a way to find them. Source: data plane spec §9, CLI spec §11.
@@ -11,32 +11,29 @@ from functools import partial
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from host import multicast, netns
+from host import multicast, netns, rules
 from host.bridge import DATAPATH, error_text
+from host.containers import containers
 from host.errors import HostError
-from host.links import Link, attached, links
-from nft import readback
-from nft.ruleset import Transaction
+from host.iptables import remove_old
+from host.links import Link, links
 from nft.wire import NftError
 
-TABLE = "weave"
 _PREFIX = "vethwe"
 
 
 def reset(bridge: str) -> list[str]:
     """Remove everything of ours on this host; what was removed, a name each. Raises HostError."""
     removed: list[str] = []
-    for container in attached(bridge):
+    for container in containers(bridge):
         # A container that ends meanwhile takes its rules along.
         with contextlib.suppress(HostError, NftError, OSError):
             netns.inside(container.namespace, partial(multicast.limit, container.interface, ()))
     try:
         with IPRoute() as ip:
             removed += [link.name for link in links(ip) if _is_ours(link, bridge) and _deleted(ip, link)]
-        if TABLE in readback.tables():
-            with Transaction(TABLE) as change:
-                change.delete_table()
-            removed.append(f"table inet {TABLE}")
+        removed += rules.remove()
+        removed += remove_old(bridge)
     except (NetlinkError, NftError, OSError) as error:
         raise HostError(f"unable to remove everything: {error_text(error)}") from error
     return removed

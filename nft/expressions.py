@@ -4,6 +4,7 @@ Each function gives the bytes of one or a few expressions; a rule is a row of th
 ends it. Register 1 carries every loaded value. Source: linux/netfilter/nf_tables.h.
 """
 
+import struct
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
@@ -22,6 +23,12 @@ _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _SOURCE = {4: (12, 4), 6: (8, 16)}
 _DESTINATION = {4: (16, 4), 6: (24, 16)}
 _EQUAL, _NOT_EQUAL = 0, 1
+_ESTABLISHED_OR_RELATED = 0x2 | 0x4
+_FIB_ADDRESS_TYPE, _FIB_OF_SOURCE = 3, 1
+_LOCAL_ADDRESS = 2
+# struct xt_conntrack_mtinfo3: what to look at, whether inverted, the states; all else is "any".
+_XT_CONNTRACK = struct.Struct("=146xHHH16x")
+_XT_CONNTRACK_REVISION, _XT_CONNTRACK_STATE = 3, 1
 _LOOKUP_INVERTED = 1
 _VERDICT_REGISTER = 0
 
@@ -72,9 +79,24 @@ def ip_source(network: str, *, negate: bool = False) -> Expression:
     return _address(network, _SOURCE, negate)
 
 
-def ip_destination(network: str, *, negate: bool = False) -> Expression:
-    """Packets to an address or network."""
-    return _address(network, _DESTINATION, negate)
+def ip_destination(network: str, *, negate: bool = False, bare: bool = False) -> Expression:
+    """Packets to an address or network; `bare` in a table of that family, which sees no other packets."""
+    return _address(network, _DESTINATION, negate, bare)
+
+
+def from_this_host(*, negate: bool = False) -> Expression:
+    """Packets whose source is an address of this host."""
+    looked_up = _expression("fib", u32(1, _REGISTER), u32(2, _FIB_ADDRESS_TYPE), u32(3, _FIB_OF_SOURCE))
+    return looked_up + _compare(_native(_LOCAL_ADDRESS), negate)
+
+
+def iptables_known_connection() -> Expression:
+    """Packets of a connection that was seen both ways, or related to one, as iptables writes it.
+
+    A native `ct` in a chain of iptables would make it refuse to show or change the whole table.
+    """
+    wanted = _XT_CONNTRACK.pack(_XT_CONNTRACK_STATE, 0, _ESTABLISHED_OR_RELATED)
+    return _expression("match", string(1, "conntrack"), u32(2, _XT_CONNTRACK_REVISION), attribute(3, wanted))
 
 
 def source_port(protocol: Protocol, port: int) -> Expression:
@@ -175,10 +197,10 @@ def _family(version: int) -> Expression:
     return _load_meta(_META_NFPROTO) + _compare(bytes((_NFPROTO[version],)))
 
 
-def _address(network: str, field: dict[int, tuple[int, int]], negate: bool) -> Expression:
+def _address(network: str, field: dict[int, tuple[int, int]], negate: bool, bare: bool = False) -> Expression:
     net: IPv4Network | IPv6Network = ip_network(network, strict=False)
     offset, size = field[net.version]
-    loaded = _family(net.version) + _payload(_NETWORK_HEADER, offset, size)
+    loaded = (b"" if bare else _family(net.version)) + _payload(_NETWORK_HEADER, offset, size)
     masked = b"" if net.prefixlen == net.max_prefixlen else _bitwise(net.netmask.packed)
     return loaded + masked + _compare(net.network_address.packed, negate)
 

@@ -4,19 +4,26 @@ A table, chain or set that is not there reads as empty. Source: linux/netfilter/
 """
 
 import errno
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from nft.ruleset import INET
+from nft.ruleset import Family, Hook, Policy
 from nft.wire import Attributes, NftError, attributes, dump, string, text
 
 _GETTABLE, _GETCHAIN, _GETRULE, _GETELEMENT = 1, 4, 7, 13
 _COMMENT = 0
+_VERDICTS = {0: "drop", 1: "accept", -5: "return"}
+_DIRECTIONS = {6: "in ", 7: "out "}
 _INTERVAL_END = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule as it is; `expressions` are their names in order, `packets` and `octets` those of its first counter."""
+    """A rule as it is; `expressions` are their names in order, `packets` and `octets` those of its first counter.
+
+    `interfaces` are what it wants of them: `in x`, `out x`, `not out x`. `verdict` is accept, drop, return, or the
+    chain to which it jumps; empty where it gives none.
+    """
 
     chain: str
     handle: int
@@ -24,6 +31,19 @@ class Rule:
     comment: str
     packets: int
     octets: int
+    interfaces: tuple[str, ...]
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class BaseChain:
+    """A chain at a hook, whoever made it."""
+
+    family: Family
+    table: str
+    name: str
+    hook: Hook
+    policy: Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,34 +54,50 @@ class Element:
     interval_end: bool
 
 
-def tables() -> tuple[str, ...]:
-    """The names of all `inet` tables."""
-    return tuple(text(found[1]) for found in dump(_GETTABLE, INET, b"", "the tables"))
+def tables(family: Family = Family.INET) -> tuple[str, ...]:
+    """The names of all tables of a family."""
+    return tuple(text(found[1]) for found in dump(_GETTABLE, family, b"", "the tables"))
 
 
-def chains(table: str) -> tuple[str, ...]:
+def chains(table: str, family: Family = Family.INET) -> tuple[str, ...]:
     """The chains of a table."""
-    found = dump(_GETCHAIN, INET, string(1, table), f"the chains of table inet {table}")
+    found = dump(_GETCHAIN, family, string(1, table), f"the chains of table {family.name.lower()} {table}")
     return tuple(text(chain[3]) for chain in found if text(chain[1]) == table)
 
 
-def rules(table: str, chain: str) -> tuple[Rule, ...]:
+def base_chains(hook: Hook) -> tuple[BaseChain, ...]:
+    """All chains at a hook, of every table of the families that IP packets pass."""
+    return tuple(
+        BaseChain(family, text(chain[1]), text(chain[3]), hook, Policy(int.from_bytes(chain[5], "big")))
+        for family in Family
+        for chain in dump(_GETCHAIN, family, b"", f"the chains of family {family.name.lower()}")
+        if _hook(chain) == hook
+    )
+
+
+def _hook(chain: Attributes) -> int | None:
+    """The hook's number; None for a chain that is only jumped to."""
+    return int.from_bytes(dict(attributes(chain[4]))[1], "big") if 4 in chain else None
+
+
+def rules(table: str, chain: str, family: Family = Family.INET) -> tuple[Rule, ...]:
     """The rules of a chain, in order."""
-    what = f"the rules of chain inet {table} {chain}"
-    found = _present(_GETRULE, string(1, table) + string(2, chain), what)
+    what = f"the rules of chain {family.name.lower()} {table} {chain}"
+    found = _present(_GETRULE, string(1, table) + string(2, chain), what, family)
     return tuple(_rule(rule) for rule in found if text(rule[1]) == table and text(rule[2]) == chain)
 
 
 def elements(table: str, name: str) -> tuple[Element, ...]:
     """The elements of a set, in the kernel's order."""
-    found = _present(_GETELEMENT, string(1, table) + string(2, name), f"the elements of set inet {table} {name}")
+    what = f"the elements of set inet {table} {name}"
+    found = _present(_GETELEMENT, string(1, table) + string(2, name), what, Family.INET)
     lists = [part[3] for part in found if 3 in part]
     return tuple(_element(dict(attributes(item))) for part in lists for _, item in attributes(part))
 
 
-def _present(kind: int, body: bytes, what: str) -> list[Attributes]:
+def _present(kind: int, body: bytes, what: str, family: Family) -> list[Attributes]:
     try:
-        return dump(kind, INET, body, what)
+        return dump(kind, family, body, what)
     except NftError as error:
         if error.errno == errno.ENOENT:
             return []
@@ -69,21 +105,40 @@ def _present(kind: int, body: bytes, what: str) -> list[Attributes]:
 
 
 def _rule(found: Attributes) -> Rule:
-    expressions = [dict(attributes(item)) for _, item in attributes(found.get(4, b""))]
-    packets = octets = 0
-    for expression in expressions:
-        if text(expression[1]) == "counter":
-            counted = dict(attributes(expression[2]))
-            packets, octets = int.from_bytes(counted[2], "big"), int.from_bytes(counted[1], "big")
-            break
+    parts = [dict(attributes(item)) for _, item in attributes(found.get(4, b""))]
+    expressions = [(text(part[1]), dict(attributes(part.get(2, b"")))) for part in parts]
+    counted = next((content for name, content in expressions if name == "counter"), {})
     return Rule(
         chain=text(found[2]),
         handle=int.from_bytes(found[3], "big"),
-        expressions=tuple(text(expression[1]) for expression in expressions),
-        comment=_comment(found.get(7, b"")),
-        packets=packets,
-        octets=octets,
+        expressions=tuple(name for name, _ in expressions),
+        comment=_comment(found.get(7, b"")) or _iptables_comment(expressions),
+        packets=int.from_bytes(counted.get(2, b""), "big"),
+        octets=int.from_bytes(counted.get(1, b""), "big"),
+        interfaces=tuple(_interfaces(expressions)),
+        verdict=next((_verdict(content) for name, content in expressions if name == "immediate"), ""),
     )
+
+
+def _verdict(immediate: Attributes) -> str:
+    verdict = dict(attributes(dict(attributes(immediate[2])).get(2, b"")))
+    code = int.from_bytes(verdict.get(1, b""), "big", signed=True)
+    return text(verdict[2]) if 2 in verdict else _VERDICTS.get(code, "")
+
+
+def _interfaces(expressions: Iterable[tuple[str, Attributes]]) -> Iterator[str]:
+    """Names of interfaces are compared right after they were loaded."""
+    loaded = ""
+    for name, content in expressions:
+        if name == "cmp" and loaded:
+            negated = "" if content[2] == bytes(4) else "not "
+            yield negated + loaded + text(dict(attributes(content[3]))[1])
+        loaded = _DIRECTIONS.get(int.from_bytes(content.get(2, b""), "big"), "") if name == "meta" else ""
+
+
+def _iptables_comment(expressions: Iterable[tuple[str, Attributes]]) -> str:
+    """A comment as iptables-nft keeps it, in a match that matches everything."""
+    return next((text(part[3]) for name, part in expressions if name == "match" and text(part[1]) == "comment"), "")
 
 
 def _comment(userdata: bytes) -> str:

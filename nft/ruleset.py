@@ -5,7 +5,8 @@
         change.add_chain("input", Hook.INPUT)
         change.add_rule("input", in_interface("ethwe"), ip_destination("224.0.0.0/4"), drop())
 
-Tables are of family `inet`. Nothing is sent before the block ends, and nothing at all if it ends by an exception.
+Tables are of family `inet` unless another is named. Nothing is sent before the block ends, and nothing at all if it
+ends by an exception.
 Source: linux/netfilter/nf_tables.h.
 """
 
@@ -19,7 +20,6 @@ from types import TracebackType
 from nft.expressions import Expression, interface_key
 from nft.wire import NLM_F_APPEND, NLM_F_CREATE, Message, attribute, commit, nested, string, u32
 
-INET = 1
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE = 0, 2, 3, 5, 6, 8
 _NEWSET, _DELSET, _NEWELEMENT, _DELELEMENT = 9, 11, 12, 14
 _SET_INTERVAL = 4
@@ -27,6 +27,14 @@ _INTERVAL_END = 1
 _CHUNK = 500
 _COMMENT = 0
 _COMMENT_MAX = 127
+
+
+class Family(IntEnum):
+    """Whose packets a table sees."""
+
+    INET = 1
+    IP = 2
+    IP6 = 10
 
 
 class Hook(IntEnum):
@@ -73,8 +81,9 @@ class Key(Enum):
 class Transaction:
     """Changes of one table, made together when the `with` block ends. Raises NftError then."""
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, family: Family = Family.INET) -> None:
         self._table = table
+        self._family = family
         self._messages: list[Message] = []
         self._set_ids = itertools.count(1)
 
@@ -88,21 +97,21 @@ class Transaction:
             commit(self._messages)
 
     def _add(self, kind: int, flags: int, body: bytes, what: str) -> None:
-        self._messages.append(Message(kind, INET, flags, string(1, self._table) + body, what))
+        self._messages.append(Message(kind, self._family, flags, string(1, self._table) + body, what))
 
-    def _named(self, what: str, name: str) -> str:
-        return f"{what} inet {self._table} {name}"
+    def _named(self, what: str, *names: str) -> str:
+        return " ".join((what, self._family.name.lower(), self._table, *names))
 
     # --- tables ---
 
     def ensure_table(self) -> None:
         """The table, as it is or new."""
-        self._add(_NEWTABLE, NLM_F_CREATE, b"", f"table inet {self._table}")
+        self._add(_NEWTABLE, NLM_F_CREATE, b"", self._named("table"))
 
     def delete_table(self) -> None:
         """No table of this name, whether there was one or not."""
         self.ensure_table()
-        self._add(_DELTABLE, 0, b"", f"table inet {self._table}")
+        self._add(_DELTABLE, 0, b"", self._named("table"))
 
     def replace_table(self) -> None:
         """The table, empty."""
@@ -141,12 +150,12 @@ class Transaction:
         """A rule at the end of a chain, or before all others."""
         body = string(2, chain) + nested(4, *expressions) + _userdata(7, comment)
         flags = NLM_F_CREATE | (0 if first else NLM_F_APPEND)
-        self._add(_NEWRULE, flags, body, f"a rule of chain inet {self._table} {chain}")
+        self._add(_NEWRULE, flags, body, self._named("a rule of chain", chain))
 
     def delete_rule(self, chain: str, handle: int) -> None:
         """Remove the rule that `nft.readback.rules` gave this handle."""
         body = string(2, chain) + attribute(3, handle.to_bytes(8, "big"))
-        self._add(_DELRULE, 0, body, f"rule {handle} of chain inet {self._table} {chain}")
+        self._add(_DELRULE, 0, body, self._named(f"rule {handle} of chain", chain))
 
     # --- sets ---
 

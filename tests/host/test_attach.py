@@ -8,10 +8,12 @@ from ipaddress import ip_interface
 
 import pytest
 
-from host.attach import Address, Attachment, attach, detach, host_names
+from host.addresses import Address
+from host.attach import Attachment, attach, detach, host_names
 from host.bridge import ensure_bridge
+from host.containers import containers
 from host.errors import HostError
-from host.links import attached, ports
+from host.links import ports
 from host.reset import reset
 from nft import readback
 from nft.ruleset import Hook, Transaction
@@ -304,18 +306,18 @@ def test_interface_names_fit_and_differ() -> None:
     assert all(len(name) <= 15 for name in names)
 
 
-def test_who_is_attached(pair: Pair) -> None:
+def test_who_is_containers(pair: Pair) -> None:
     with namespace() as foreign_host, namespace() as foreign_container:
         # Twins by every index: only the namespaces differ.
         within(foreign_host, lambda: ensure_bridge("weave", MAC, MTU))
         within(foreign_host, lambda: attach(foreign_container, [OTHER]))
         made = pair.attach(ONE, SIX)
-        (found,) = within(pair.host, lambda: attached("weave"))
+        (found,) = within(pair.host, lambda: containers("weave"))
         assert (found.port, found.interface, found.mac) == (made.host_interface, "ethwe", made.mac)
         assert found.namespace == f"/run/netns/{pair.container}"
-        assert set(found.addresses) == {"10.32.0.5/12", "fd00::5/64"}
+        assert set(found.cidrs) == {"10.32.0.5/12", "fd00::5/64"}
         assert ports_of(pair) == [made.host_interface]
-        assert within(pair.host, lambda: attached("none")) == ()
+        assert within(pair.host, lambda: containers("none")) == []
 
 
 def test_reset_removes_what_was_made_and_nothing_else(pair: Pair) -> None:

@@ -15,6 +15,7 @@ from nft.expressions import (
     destination_in,
     destination_port,
     drop,
+    from_this_host,
     in_index,
     in_interface,
     in_interface_of,
@@ -29,7 +30,7 @@ from nft.expressions import (
     source_in,
     source_port,
 )
-from nft.ruleset import ChainType, Hook, Key, Policy, Transaction
+from nft.ruleset import ChainType, Family, Hook, Key, Policy, Transaction
 from nft.wire import NftError, attribute, attributes
 from tests.namespaces import namespace, run, within
 
@@ -80,6 +81,7 @@ RULES = [
     ((source_in("six", 6, negate=True), accept()), "ip6 saddr != @six accept"),
     ((destination_in("six", 6), accept()), "ip6 daddr @six accept"),
     ((in_interface_of("links"), accept()), "iifname @links accept"),
+    ((from_this_host(negate=True), drop()), "fib saddr type != local drop"),
 ]
 
 
@@ -124,6 +126,28 @@ def test_a_table_is_deleted_whether_it_is_there_or_not(place: str) -> None:
     change(place, lambda transaction: transaction.ensure_table(), table="foreign")
     change(place, lambda transaction: transaction.delete_table())
     assert within(place, readback.tables) == ("foreign",)
+
+
+def test_chains_of_any_family_read_back(place: str) -> None:
+    def work() -> None:
+        for family in (Family.INET, Family.IP):
+            with Transaction("filter", family) as transaction:
+                transaction.ensure_table()
+                transaction.add_chain("FORWARD", Hook.FORWARD, policy=Policy.DROP)
+                transaction.add_chain("mine")
+                transaction.add_rule("FORWARD", out_interface("a"), in_interface("b", negate=True), jump("mine"))
+                transaction.add_rule("FORWARD", ip_destination("10.0.0.0/8", bare=True), accept(), comment="ten")
+
+    within(place, work)
+    found = within(place, lambda: readback.base_chains(Hook.FORWARD))
+    assert [(one.family, one.table, one.name, one.policy) for one in found] == [
+        (family, "filter", "FORWARD", Policy.DROP) for family in (Family.INET, Family.IP)
+    ]
+    assert within(place, lambda: readback.base_chains(Hook.INPUT)) == ()
+    first, second = within(place, lambda: readback.rules("filter", "FORWARD", Family.IP))
+    assert (first.interfaces, first.verdict, first.comment) == (("out a", "not in b"), "mine", "")
+    assert (second.interfaces, second.verdict, second.comment) == ((), "accept", "ten")
+    assert within(place, lambda: readback.rules("filter", "FORWARD", Family.IP6)) == ()
 
 
 def test_rules_read_back_and_go_by_handle(place: str) -> None:
