@@ -13,6 +13,7 @@ import os
 import sqlite3
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from weave_py.store_schema import LATEST, climb, damage, version
 _TIMEOUT = 2.0
 _DAMAGED = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT))
 _UNREADABLE = (sqlite3.Error, UnicodeError, OverflowError)
+_ASIDE = ".damaged-"
 Fill = Callable[[sqlite3.Connection, str | None], None]
 
 
@@ -99,31 +101,37 @@ class StateFile:
 
     def _checked(self) -> sqlite3.Connection:
         """The file, opened, of our schema, and sound. Raises _DamagedError, StoreError, sqlite3.Error."""
-        if os.path.getsize(self.path) == 0:
-            raise _DamagedError("it is empty")
-        connection = _connect(self.path)
         try:
-            at = version(connection)
-            if at > LATEST:
-                raise StoreError(
-                    f"{self.path} was written by a later version (its schema is {at}, the latest known here is "
-                    f"{LATEST}): start that version, or give its state back with "
-                    f"its 'weave hand-back --schema {LATEST}'"
-                )
-            if at == 0:
-                raise _DamagedError("it has no schema")
-            if at < LATEST:
-                with _transaction(connection):
-                    climb(connection)
-            found = damage(connection)
-            if found is not None:
-                raise _DamagedError(found)
-        except BaseException as error:
-            connection.close()
-            if isinstance(error, sqlite3.Error) and _code(error) in _DAMAGED:
+            # Without the right to write: closing would carry the log into a file that is damaged, and remove it.
+            with contextlib.closing(_connect(self.path, "ro")) as connection:
+                self._examine(connection)
+            connection = _connect(self.path)
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=FULL")
+                if version(connection) < LATEST:
+                    with _transaction(connection):
+                        climb(connection)
+            except BaseException:
+                connection.close()
+                raise
+        except sqlite3.Error as error:
+            if _code(error) in _DAMAGED:
                 raise _DamagedError(str(error)) from error
             raise
         return connection
+
+    def _examine(self, connection: sqlite3.Connection) -> None:
+        at = version(connection)
+        if at > LATEST:
+            raise StoreError(
+                f"{self.path} was written by a later version (its schema is {at}, the latest known here is {LATEST}): "
+                f"start that version, or give its state back with its 'weave hand-back --schema {LATEST}'"
+            )
+        # A file appears with its schema, so one without was never ours.
+        found = "it is empty" if at == 0 else damage(connection, at)
+        if found is not None:
+            raise _DamagedError(found)
 
     def _make(self, lost: str | None) -> None:
         """A new file under another name, whole and on the disk, before it gets its own."""
@@ -140,36 +148,33 @@ class StateFile:
 
     def _lost_before(self) -> str | None:
         """A start may have ended between moving a damaged file aside and making the next: then that is still true."""
-        aside = sorted(glob.glob(f"{glob.escape(self.path)}.damaged-*"))
-        if not aside and not os.path.exists(f"{self.path}-wal"):
-            return None
-        return f"{self.path} is gone; what was there before is {aside[-1] if aside else self._move_aside()}"
+        if os.path.exists(f"{self.path}-wal"):
+            # SQLite would take this log for the next file's.
+            self._move_aside()
+        aside = sorted(glob.glob(f"{glob.escape(self.path)}{_ASIDE}*"))
+        return f"{self.path} is gone; what was there before is {aside[-1]}" if aside else None
 
     def _move_aside(self) -> str:
         """Give the file, and its log, a name that says what they are; that name."""
-        moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        name, count = f"{self.path}.damaged-{moment}", 1
+        name = base = f"{self.path}{_ASIDE}{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        count = 1
         while os.path.lexists(name) or os.path.lexists(f"{name}-wal"):
-            name, count = f"{self.path}.damaged-{moment}.{count}", count + 1
-        # The index of the log is made anew from it and says nothing by itself.
-        for suffix in ("", "-wal", "-shm"):
+            name, count = f"{base}.{count}", count + 1
+        # The file first: without its log it might look sound, and be old.
+        for suffix in ("", "-wal"):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(self.path + suffix, name + suffix)
+        # An index of the log, which SQLite makes anew.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.path}-shm")
         _sync_directory(self.path)
         return name
 
 
-def _connect(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=_TIMEOUT, isolation_level=None, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-    except BaseException as error:
-        connection.close()
-        if isinstance(error, sqlite3.Error) and _code(error) in _DAMAGED:
-            raise _DamagedError(str(error)) from error
-        raise
-    return connection
+def _connect(path: str, mode: str = "rw") -> sqlite3.Connection:
+    """A connection to a file that is there; mode `ro` or `rw`."""
+    address = f"file:{urllib.parse.quote(os.path.abspath(path))}?mode={mode}"
+    return sqlite3.connect(address, uri=True, timeout=_TIMEOUT, isolation_level=None, check_same_thread=False)
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ STEPS = (
     ),
 )
 LATEST = len(STEPS)
-SUMMED = ("facts", "owned", "names", "exposed")
+_SUMMED = ("facts", "owned", "names", "exposed")
 
 
 def checksum(*values: Value) -> int:
@@ -71,13 +71,13 @@ def climb(connection: sqlite3.Connection, to: int = LATEST) -> None:
     connection.execute(f"PRAGMA user_version={to:d}")
 
 
-def damage(connection: sqlite3.Connection) -> str | None:
-    """What is wrong with the content of a file of the latest schema, or None. Raises sqlite3.Error."""
+def damage(connection: sqlite3.Connection, schema: int) -> str | None:
+    """What is wrong with the content of a file of some schema, or None. Raises sqlite3.Error."""
     # A page that a stray write hit is found by SQLite, a value by its sum.
     verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if verdict != "ok":
         return str(verdict).splitlines()[-1]
-    for table in SUMMED:
+    for table in _SUMMED if schema > 1 else ():
         for row in connection.execute(f"SELECT * FROM {table}"):
             if row[-1] != checksum(*row[:-1]):
                 return f"a row of {table} does not have its sum"

@@ -133,9 +133,11 @@ def test_death_while_a_damaged_file_is_moved_aside(tmp_path: Path, monkeypatch: 
         prefix = str(tmp_path / str(call) / "weave")
         store = Store(prefix)
         store.commit_addresses(*change(1))
+        path, log = Path(f"{prefix}data.sqlite"), Path(f"{prefix}data.sqlite-wal")
+        committed = log.read_bytes()
         store.close()
-        path = Path(f"{prefix}data.sqlite")
-        path.write_bytes(b"damage" + path.read_bytes()[6:])
+        path.write_bytes(b"damaged")
+        log.write_bytes(committed[:-1])
         weave_net.write(f"{prefix}data.db", WeaveNetState(ring=None, direct_peers=("older",)))
 
         def work(answers: int, prefix: str = prefix, call: int = call) -> None:
@@ -149,7 +151,8 @@ def test_death_while_a_damaged_file_is_moved_aside(tmp_path: Path, monkeypatch: 
         store = Store(prefix)
         assert store.lost is not None and ".damaged-" in store.lost
         assert (store.ring(), store.direct_peers(), store.imported) == (None, [], None)
-        assert list(path.parent.glob("*.damaged-*"))
+        (kept,) = path.parent.glob("*.damaged-*-wal")
+        assert kept.read_bytes() == committed[:-1]
         store.close()
         # The fact outlives further starts.
         store = Store(prefix)
