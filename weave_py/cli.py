@@ -50,6 +50,7 @@ weave --help | help
       launch      [--password-file <file>] [--log-file <file>] [--<router flag>=<value> ...] [<peer> ...]
       stop
       reset       [--force]
+      hand-back   [--db-prefix <prefix>] [--schema <n>]
       connect     [--replace] <peer> ...
       forget      <peer> ...
       attach      [--no-multicast-route] <addr> ... <target>
@@ -206,6 +207,12 @@ def _reset(arguments: list[str]) -> int:
     return 0
 
 
+def _hand_back(arguments: list[str]) -> int:
+    from weave_py.cli_hand_back import hand_back
+
+    return hand_back(arguments)
+
+
 def _stop(arguments: list[str]) -> int:
     _no_arguments(arguments)
     return launch.stop()
@@ -223,6 +230,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "launch": launch.launch,
     "stop": _stop,
     "reset": _reset,
+    "hand-back": _hand_back,
     "connect": _connect,
     "forget": _forget,
     "attach": _attach,

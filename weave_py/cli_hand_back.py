@@ -1,0 +1,33 @@
+"""`weave hand-back`: the state of a stopped router, as an earlier program wants it.
+
+Without more, that is Weave Net's own file; with `--schema`, a file of an earlier version of this program.
+Source: Kubernetes and CNI spec §6.
+"""
+
+from collections.abc import Sequence
+
+from weave_py.client import CliError, UsageError
+from weave_py.launch import take_value
+from weave_py.store import Store, StoreError, default_prefix
+
+
+def hand_back(arguments: Sequence[str]) -> int:
+    """`[--db-prefix PREFIX] [--schema N]`; prints the file that the other program reads. Raises CliError."""
+    words = list(arguments)
+    prefix = take_value(words, "--db-prefix") or default_prefix()
+    schema = take_value(words, "--schema")
+    if words or (schema and not schema.isdecimal()):
+        raise UsageError("")
+    try:
+        store = Store(prefix)
+        try:
+            if schema:
+                store.go_down(int(schema))
+                print(store.path)
+            else:
+                print(store.hand_back())
+        finally:
+            store.close()
+    except StoreError as error:
+        raise CliError(str(error)) from error
+    return 0
