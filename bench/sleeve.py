@@ -109,11 +109,9 @@ def show(paths: list[Route]) -> None:
     """Medians, and ours against each other path."""
     ours = next(path for path in paths if path.name == "ours")
     whats = ["TCP Mbit/s", "CPU s/GB", "64 B UDP kpps", "CPU us/packet"]
-    print(
-        f"{'':16}"
-        + "".join(f"{path.name:>14}" for path in paths)
-        + "".join(f"{'ours/' + path.name:>16}" for path in paths if path is not ours)
-    )
+    print(f"{'':16}" + "".join(f"{path.name:>14}" for path in paths) + "".join(
+        f"{'ours/' + path.name:>16}" for path in paths if path is not ours
+    ))
     for what in whats:
         line = f"{what:16}"
         for path in paths:

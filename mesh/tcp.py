@@ -241,7 +241,9 @@ class MeshService:
         local = (self._config.host, 0) if self._config.host else None
         try:
             await asyncio.wait_for(
-                self._loop.create_connection(lambda: _Stream(self, attempt), host, int(port), local_addr=local),
+                self._loop.create_connection(
+                    lambda: _Stream(self, attempt), host, int(port), local_addr=local
+                ),
                 self._timing.dial_timeout,
             )
         except TimeoutError:
@@ -350,3 +352,5 @@ def _reason(error: Exception) -> str:
     code = getattr(error, "errno", None)
     text = os.strerror(code).lower() if isinstance(code, int) and code > 0 else str(error)
     return f"connect: {text}"
+
+

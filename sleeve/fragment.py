@@ -26,10 +26,8 @@ def fragment(frame: bytes, mtu: int) -> list[bytes]:
     for position in range(0, len(payload), step):
         part = payload[position : position + step]
         last = position + step >= len(payload)
-        field = (
-            ((flags & ~_OFFSET) | (flags & _OFFSET) + position // 8)
-            if last
-            else ((flags & ~_OFFSET) | _MF | (flags & _OFFSET) + position // 8)
+        field = ((flags & ~_OFFSET) | (flags & _OFFSET) + position // 8) if last else (
+            (flags & ~_OFFSET) | _MF | (flags & _OFFSET) + position // 8
         )
         new = ip[:2] + (len(ip) + len(part)).to_bytes(2, "big") + ip[4:6] + field.to_bytes(2, "big") + ip[8:]
         new = new[:10] + b"\0\0" + new[12:]

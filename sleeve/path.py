@@ -130,7 +130,9 @@ class _Queue:
 class PlainChannel:
     """A channel in plain Python (`Channel`)."""
 
-    def __init__(self, path: "PlainPath", peer: PeerName, session: Session, local: str, events: ChannelEvents) -> None:
+    def __init__(
+        self, path: "PlainPath", peer: PeerName, session: Session, local: str, events: ChannelEvents
+    ) -> None:
         self._path = path
         self._session = session
         self._events = events

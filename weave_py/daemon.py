@@ -368,3 +368,4 @@ def _prepare_host(settings: Settings, name: PeerName, log: logging.Logger) -> in
     else:
         log.info("Communication between peers is unencrypted.")
     return descriptor
+

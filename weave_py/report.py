@@ -30,7 +30,9 @@ def build(status: MeshStatus, router_fields: Mapping[str, Any], version: str) ->
     return {
         "Ready": True,
         "Version": version,
-        "VersionCheck": VersionCheck(Enabled=False, Success=False, NewVersion="", NextCheckAt="0001-01-01T00:00:00Z"),
+        "VersionCheck": VersionCheck(
+            Enabled=False, Success=False, NewVersion="", NextCheckAt="0001-01-01T00:00:00Z"
+        ),
         "Router": {**router(status), **router_fields},
     }
 

@@ -27,16 +27,19 @@ def overview(report: Document) -> str:
     router = report["Router"]
     oldest, newest = router["ProtocolMinVersion"], router["ProtocolMaxVersion"]
     versions = f"weave {newest}" if oldest == newest else f"weave {oldest}..{newest}"
-    return _line("Version", f"{report['Version']} (version check update disabled)") + section(
-        ("Service", "router"),
-        ("Protocol", versions),
-        ("Name", f"{router['Name']}({router['NickName']})"),
-        ("Encryption", _enabled(router["Encryption"])),
-        ("PeerDiscovery", _enabled(router["PeerDiscovery"])),
-        ("Targets", len(router["Targets"] or ())),
-        ("Connections", _connection_counts(router)),
-        ("Peers", _peer_counts(router)),
-        ("TrustedSubnets", ", ".join(router["TrustedSubnets"] or ()) or "none"),
+    return (
+        _line("Version", f"{report['Version']} (version check update disabled)")
+        + section(
+            ("Service", "router"),
+            ("Protocol", versions),
+            ("Name", f"{router['Name']}({router['NickName']})"),
+            ("Encryption", _enabled(router["Encryption"])),
+            ("PeerDiscovery", _enabled(router["PeerDiscovery"])),
+            ("Targets", len(router["Targets"] or ())),
+            ("Connections", _connection_counts(router)),
+            ("Peers", _peer_counts(router)),
+            ("TrustedSubnets", ", ".join(router["TrustedSubnets"] or ()) or "none"),
+        )
     )
 
 

@@ -31,6 +31,7 @@ def seeds(folder: Path) -> Path:
     return folder
 
 
+
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed for this Python")
 @pytest.mark.parametrize(
     "flag",

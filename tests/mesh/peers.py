@@ -26,7 +26,9 @@ def described(peer: dict[str, Any]) -> Described:
 
 def entry(peer: dict[str, Any]) -> Entry:
     known = described(peer)
-    return Entry(known.name, known.nickname, known.uid, known.version, known.short_id, known.has_short_id, known.links)
+    return Entry(
+        known.name, known.nickname, known.uid, known.version, known.short_id, known.has_short_id, known.links
+    )
 
 
 def shown(peer: Entry) -> dict[str, Any]:

@@ -182,7 +182,9 @@ def test_recorded_introductions(vector: dict[str, Any], who: str) -> None:
             assert result.codec.feed(wire) == [bytes.fromhex(message["plaintext"])]
 
 
-@pytest.mark.parametrize("vector", [pytest.param(v, id=v["name"]) for v in load("mesh", "intro.json") if "a_min" in v])
+@pytest.mark.parametrize(
+    "vector", [pytest.param(v, id=v["name"]) for v in load("mesh", "intro.json") if "a_min" in v]
+)
 def test_header_exchange(vector: dict[str, Any]) -> None:
     for us, them in (("a", "b"), ("b", "a")):
         machine = side(True, min_version=vector[f"{us}_min"], max_version=vector[f"{us}_max"])

@@ -107,7 +107,9 @@ def test_peers(name: str) -> None:
         for line in lines:
             arrow, address, label, state = line.split()
             peer, nickname = label.rstrip(")").split("(")
-            links.append(PeerLinkRow(parse_peer_name(peer), nickname, address, arrow == "->", state == "established"))
+            links.append(
+                PeerLinkRow(parse_peer_name(peer), nickname, address, arrow == "->", state == "established")
+            )
         own, nickname = head.rstrip(")").split("(")
         peers.append(PeerRow(parse_peer_name(own), nickname, 0, 0, 0, tuple(links)))
     assert status_text.peers(document(peers=tuple(peers))) == theirs
@@ -133,8 +135,10 @@ def test_nicknames_forge_no_lines() -> None:
 
 
 def test_json_escapes() -> None:
-    text = '<a> & \u2028 ü \x01 "'
-    assert report.to_json({"x": text}, indent=False) == ('{"x":"\\u003ca\\u003e \\u0026 \\u2028 ü \\u0001 \\""}')
+    text = "<a> & \u2028 ü \x01 \""
+    assert report.to_json({"x": text}, indent=False) == (
+        '{"x":"\\u003ca\\u003e \\u0026 \\u2028 ü \\u0001 \\""}'
+    )
     assert json.loads(report.to_json(text, indent=True)) == text
 
 
