@@ -19,6 +19,8 @@ MAX_TAP_MTU = 65521
 MIN_MTU = 576
 DATAPATH = "datapath"
 _OLD_PAIR = "vethwe-bridge"
+_JOINT = ("vethwebl", "vethwebg")
+_NAME_SIZE = 15
 
 
 class BridgeType(Enum):
@@ -106,6 +108,28 @@ def bridge_mtu(bridge: str) -> int:
     if link is None:
         raise HostError(f"bridge {bridge} does not exist: is the router running?")
     return link.mtu
+
+
+def join_bridges(bridge: str, other: str) -> None:
+    """Another bridge's containers on the same layer 2, by a pair of veths. Idempotent. Raises HostError."""
+    ours, theirs = (f"{prefix}{other}"[:_NAME_SIZE] for prefix in _JOINT)
+    try:
+        with IPRoute() as ip:
+            mine, foreign = by_name(ip, bridge), by_name(ip, other)
+            for name, link in ((bridge, mine), (other, foreign)):
+                if link is None or link.kind != "bridge":
+                    raise HostError(f"{name} is no bridge of this host")
+            assert mine is not None and foreign is not None, "looked at above"
+            if by_name(ip, ours) is None:
+                mtu = min(mine.mtu, foreign.mtu)
+                ip.link("add", ifname=ours, kind="veth", mtu=mtu, peer={"ifname": theirs, "mtu": mtu})
+            for name, master in ((ours, mine), (theirs, foreign)):
+                index = ip.link_lookup(ifname=name)[0]
+                ip.link("set", index=index, master=master.index, state="up")
+            # A smaller port must not shrink ours.
+            ip.link("set", index=mine.index, mtu=mine.mtu)
+    except NetlinkError as error:
+        raise HostError(f"unable to join {bridge} and {other}: {error_text(error)}") from error
 
 
 def error_text(error: Exception) -> str:

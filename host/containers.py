@@ -85,10 +85,18 @@ def containers(bridge: str, proc: str = "/proc") -> list[Attached]:
 
 def ident_of(target: str, proc: str = "/proc") -> str:
     """By what a container is known that is given as for `attach`. Raises HostError."""
+    return _ident(_place_of(target, proc), proc)
+
+
+def pids_of(target: str, proc: str = "/proc") -> list[int]:
+    """The processes that are seen in a container's network namespace. Raises HostError."""
+    return _place_of(target, proc).pids
+
+
+def _place_of(target: str, proc: str) -> _Place:
     with netns.opened(target) as container:
         number = os.fstat(container.descriptor).st_ino
-        place = next((one for one in _places(proc) if one.number == number), None)
-        return f"netns:{number}" if place is None else _ident(place, proc)
+    return next((one for one in _places(proc) if one.number == number), _Place(target, number))
 
 
 def _look(place: _Place, wanted: dict[int, list[Link]], proc: str) -> list[Attached]:

@@ -73,6 +73,12 @@ def by_index(ip: IPRoute, index: int) -> Link | None:
     return _link(found[0]) if found else None
 
 
+def exists(name: str) -> bool:
+    """Whether there is an interface of this name."""
+    with IPRoute() as ip:
+        return bool(ip.link_lookup(ifname=name))
+
+
 def _link(found: object) -> Link:
     attribute = found.get_attr  # type: ignore[attr-defined]
     information = attribute("IFLA_LINKINFO")

@@ -21,7 +21,6 @@ from typing import TypeVar
 
 from host.errors import HostError
 
-_CLONE_NEWNET = 0x40000000
 _RUNTIME_TIMEOUT = 5.0
 _LOCK_TIMEOUT = 20.0
 _LOCK_POLL = 0.02
@@ -149,7 +148,10 @@ def locked(namespace: Namespace) -> Iterator[None]:
 
 
 def inside(place: str | int, work: Callable[[], T]) -> T:
-    """Run `work` in a thread of the namespace at a path or descriptor; what it returns or raises. Raises HostError."""
+    """Run `work` in a thread of the namespace at a path or descriptor; what it returns or raises. Raises HostError.
+
+    The namespace is of any kind that a thread may enter: network, or UTS (host name).
+    """
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -175,8 +177,8 @@ def _enter(place: str | int) -> None:
     except OSError as error:
         raise HostError(f"unable to open network namespace {place}: {error.strerror}") from error
     try:
-        if libc.setns(descriptor, _CLONE_NEWNET) != 0:
+        if libc.setns(descriptor, 0) != 0:
             reason = os.strerror(ctypes.get_errno())
-            raise HostError(f"unable to enter network namespace {place}: {reason}")
+            raise HostError(f"unable to enter namespace {place}: {reason}")
     finally:
         os.close(descriptor)

@@ -7,12 +7,11 @@ import os
 import signal
 import sys
 import urllib.parse
-from collections.abc import Callable, Sequence
-from ipaddress import ip_interface
-from typing import Any
+from collections.abc import Callable
 
-from weave_py import __version__, launch
-from weave_py.client import CliError, UsageError, call, running
+from weave_py import __version__, cli_addresses, cli_host, cli_names, launch
+from weave_py.client import CliError, NotServedError, UsageError, api_path, call
+from weave_py.words import refuse_options, say, take_flag
 
 _REMOVED = (
     "run",
@@ -25,42 +24,46 @@ _REMOVED = (
     "launch-router",
     "stop-router",
 )
-_NOT_YET = (
-    "setup",
-    "setup-cni",
-    "prime",
-    "dns-args",
-    "expose",
-    "hide",
-    "dns-add",
-    "dns-remove",
-    "dns-lookup",
-    "ps",
-    "rmpeer",
-    "attach-bridge",
-    "bridge-type",
-    "docker-bridge-ip",
-)
+_NOT_YET = ("setup-cni",)
 _PROXY = ("env", "config")
 _PARTS = ("targets", "connections", "peers", "dns", "ipam")
 USAGE = """Usage:
 
 weave --help | help
+      setup
       version
       launch      [--password-file <file>] [--log-file <file>] [--<router flag>=<value> ...] [<peer> ...]
       stop
       reset       [--force]
       hand-back   [--db-prefix <prefix>] [--schema <n>]
+      prime
       connect     [--replace] <peer> ...
       forget      <peer> ...
-      attach      [--no-multicast-route] <addr> ... <target>
+      rmpeer      [--strict] <peer_id> ...
+
+      attach      [--without-dns] [--rewrite-hosts] [--add-host <name>:<ip>] [--no-multicast-route]
+                  [<addr> ...] <target>
       detach      [<addr> ...] <target>
-      status      [targets | connections | peers] [--json] [--watch]
+      expose      [<addr> ...] [-h <fqdn>] [--without-masquerade]
+      hide        [<addr> ...]
+      ps          [<target> ...]
+      attach-bridge [<bridge>]
+      bridge-type
+      docker-bridge-ip
+
+      dns-add     [<ip> ...] <target> [-h <fqdn>] | <ip> ... -h <fqdn>
+      dns-remove  [<ip> ...] <target> [-h <fqdn>] | <ip> ... -h <fqdn>
+      dns-lookup  <name>
+      dns-args
+
+      status      [targets | connections | peers | dns | ipam] [--json] [--watch]
       report      [-f <format>]
 
 where <peer>    = <host>[:<port>]
-      <addr>    = [ip:]A.B.C.D/n
+      <peer_id> = nickname or name of a peer
+      <addr>    = [ip:]A.B.C.D/n | net:A.B.C.D/n | net:default
       <target>  = a pid, a network namespace's name or path, or a container's id
+--json answers programs: with status, rmpeer, attach, detach, expose, hide, ps, bridge-type, dns-lookup
 """
 
 
@@ -129,82 +132,39 @@ def _forget(arguments: list[str]) -> int:
     return 0
 
 
-def _addresses(words: Sequence[str]) -> list[Any]:
-    addresses = []
-    for word in words:
-        if word.startswith("net:"):
-            raise CliError(f"{word}: addresses are not allocated in this version; give one, as in 10.32.0.5/12")
-        text = word.removeprefix("ip:")
-        try:
-            if "/" not in text:
-                raise ValueError
-            addresses.append(ip_interface(text))
-        except ValueError:
-            raise CliError(f"invalid address {word!r}: give an address and its prefix, as in 10.32.0.5/12") from None
-    return addresses
+def _prime(arguments: list[str]) -> int:
+    _no_arguments(arguments)
+    try:
+        call("GET", "/ring", timeout=None)
+    except NotServedError as error:
+        raise CliError("addresses are not allocated: the router was started without --ipalloc-range") from error
+    return 0
 
 
-def _attach(arguments: list[str]) -> int:
-    words, multicast_route = [], True
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if word == "--no-multicast-route":
-            multicast_route = False
-        elif word in ("--rewrite-hosts", "--add-host"):
-            if word == "--add-host" and rest:
-                rest.pop(0)
-            print(f"{word} is not available in this version, going on without", file=sys.stderr)
-        elif word != "--without-dns" and not word.startswith("--add-host="):
-            words.append(word)
+def _rmpeer(arguments: list[str]) -> int:
+    """Each peer's space is taken over, whatever became of the others before it."""
+    words = list(arguments)
+    as_json, strict = take_flag(words, "--json"), take_flag(words, "--strict")
+    refuse_options(words)
     if not words:
         raise UsageError("")
-    addresses = _addresses(words[:-1])
-    if not addresses:
-        raise CliError("addresses are not allocated in this version; give one, as in 10.32.0.5/12")
-    from host.attach import attach
-
-    _host(lambda: attach(words[-1], addresses, multicast_route=multicast_route))
-    print(" ".join(str(address.ip) for address in addresses))
-    return 0
-
-
-def _detach(arguments: list[str]) -> int:
-    if not arguments:
-        raise UsageError("")
-    addresses = _addresses(arguments[:-1])
-    from host.attach import detach
-
-    taken = _host(lambda: detach(arguments[-1], addresses or None))
-    print(" ".join(str(ip_interface(text).ip) for text in taken))
-    return 0
-
-
-def _host(work: Callable[[], Any]) -> Any:
-    from host.errors import HostError
-
-    if os.geteuid() != 0:
-        raise CliError("this command changes network interfaces: run it as root")
-    try:
-        return work()
-    except HostError as error:
-        raise CliError(str(error)) from error
-
-
-def _reset(arguments: list[str]) -> int:
-    if arguments not in ([], ["--force"]):
-        raise UsageError("")
-    if running():
-        _stop([])
-    elif not arguments:
-        raise CliError(
-            "ERROR: weave is not running; unable to remove from cluster.\n"
-            "Re-launch weave before reset or use --force to override."
-        )
-    from host.reset import reset
-
-    _host(lambda: reset("weave"))
-    return 0
+    code, taken = 0, {}
+    for peer in words:
+        try:
+            answer = call("DELETE", api_path("peer", peer))
+        except CliError as error:
+            print(error, file=sys.stderr)
+            code = 1
+            continue
+        count = answer.partition(" ")[0]
+        taken[peer] = int(count) if count.isdecimal() else 0
+        if not as_json:
+            sys.stdout.write(answer)
+        if strict and not taken[peer]:
+            code = 1
+    if as_json:
+        say("", taken, as_json)
+    return code
 
 
 def _hand_back(arguments: list[str]) -> int:
@@ -229,12 +189,25 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "version": _version,
     "launch": launch.launch,
     "stop": _stop,
-    "reset": _reset,
+    "reset": cli_host.reset,
     "hand-back": _hand_back,
+    "setup": cli_host.setup,
+    "prime": _prime,
     "connect": _connect,
     "forget": _forget,
-    "attach": _attach,
-    "detach": _detach,
+    "rmpeer": _rmpeer,
+    "attach": cli_addresses.attach,
+    "detach": cli_addresses.detach,
+    "expose": cli_addresses.expose,
+    "hide": cli_addresses.hide,
+    "ps": cli_addresses.ps,
+    "attach-bridge": cli_host.attach_bridge,
+    "bridge-type": cli_host.bridge_type,
+    "docker-bridge-ip": cli_host.docker_bridge_ip,
+    "dns-add": cli_names.add,
+    "dns-remove": cli_names.remove,
+    "dns-lookup": cli_names.look_up,
+    "dns-args": cli_names.args,
     "status": _status,
     "report": _report,
 }

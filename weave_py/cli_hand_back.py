@@ -7,8 +7,8 @@ Source: Kubernetes and CNI spec §6.
 from collections.abc import Sequence
 
 from weave_py.client import CliError, UsageError
-from weave_py.launch import take_value
 from weave_py.store import Store, StoreError, default_prefix
+from weave_py.words import take_value
 
 
 def hand_back(arguments: Sequence[str]) -> int:

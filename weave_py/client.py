@@ -9,6 +9,8 @@ import socket
 import urllib.parse
 from collections.abc import Sequence
 
+NOT_SERVED = 4
+
 
 class CliError(Exception):
     """One line for a person, and an exit code."""
@@ -18,6 +20,14 @@ class CliError(Exception):
         self.code = code
 
 
+class AbsentError(CliError):
+    """No router answers here."""
+
+
+class NotServedError(CliError):
+    """The router has no such path: the part that would serve it is off."""
+
+
 class UsageError(Exception):
     """The command line makes no sense: the text, if any, then the usage."""
 
@@ -25,7 +35,7 @@ class UsageError(Exception):
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout: float | None) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
 
@@ -40,7 +50,13 @@ def control_address() -> str:
     return os.environ.get("WEAVE_HTTP_ADDR") or "127.0.0.1:6784"
 
 
-def _open(address: str, timeout: float) -> http.client.HTTPConnection:
+def api_path(*parts: str, **query: str) -> str:
+    """A path of the API; what stands in it is quoted, all but the colon of idents and the slash of CIDRs."""
+    joined = "/" + "/".join(urllib.parse.quote(part, safe=":/") for part in parts)
+    return f"{joined}?{urllib.parse.urlencode(query)}" if query else joined
+
+
+def _open(address: str, timeout: float | None) -> http.client.HTTPConnection:
     if address.startswith("/"):
         return _UnixConnection(address, timeout)
     host, _, port = address.rpartition(":")
@@ -55,10 +71,13 @@ def call(
     form: Sequence[tuple[str, str]] = (),
     *,
     accept: str = "*/*",
-    timeout: float = 30.0,
+    timeout: float | None = 30.0,
     address: str = "",
 ) -> str:
-    """One request to the router. Raises CliError: the router's own words, or that there is none."""
+    """One request to the router. Raises CliError: the router's own words, or AbsentError where none runs.
+
+    `timeout` in seconds; without one it waits as long as the router does.
+    """
     address = address or control_address()
     connection = _open(address, timeout)
     headers = {"Accept": accept}
@@ -70,13 +89,13 @@ def call(
         response = connection.getresponse()
         text = response.read().decode("utf-8", "replace")
     except (ConnectionRefusedError, FileNotFoundError) as error:
-        raise CliError("weave container is not present. Have you launched it?") from error
+        raise AbsentError("weave container is not present. Have you launched it?") from error
     except (OSError, http.client.HTTPException) as error:
         raise CliError(f"the router at {address} does not answer: {error}") from error
     finally:
         connection.close()
     if response.status == 404:
-        raise CliError("", 4)
+        raise NotServedError("", NOT_SERVED)
     if response.status >= 300:
         raise CliError(text.rstrip("\n"))
     return text

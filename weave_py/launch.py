@@ -3,19 +3,27 @@
 The process belongs to no terminal and outlives the command. Source: CLI spec §2.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from ipaddress import AddressValueError, IPv4Interface, NetmaskValueError
 from pathlib import Path
 
 from weave_py.client import CliError, control_address, running
+from weave_py.words import take_value
 
 _START_LIMIT = 30.0
 _STOP_LIMIT = 15.0
 _POLL = 0.1
+_BRIDGE, _DOCKER_BRIDGE = "weave", "docker0"
+_DEFAULT_RANGE = "10.32.0.0/12"
+_PORT = 6783
+_SYSTEMD = Path("/run/systemd/system")
+_UNIT = "weave.service"
 
 
 def _run_dir() -> Path:
@@ -35,16 +43,7 @@ def launch(arguments: Sequence[str]) -> int:
     if running(address) or _router_pid() is not None:
         raise CliError("weave is already running; you can stop it with 'weave stop'.", 3)
     run_dir = _run_dir()
-    defaults = [
-        *("--http-addr", address, "--socket", str(run_dir / "weaver.sock")),
-        *("--status-addr", os.environ.get("WEAVE_STATUS_ADDR", "127.0.0.1:6782")),
-    ]
-    for variable, flag in (("WEAVE_PORT", "--port"), ("WEAVE_MTU", "--mtu")):
-        if os.environ.get(variable):
-            defaults += [flag, os.environ[variable]]
-    for variable, flag in (("WEAVE_NO_FASTDP", "--no-fastdp"), ("WEAVE_NO_BRIDGED_FASTDP", "--no-bridged-fastdp")):
-        if os.environ.get(variable):
-            defaults.append(flag)
+    defaults = ["--http-addr", address, "--socket", str(run_dir / "weaver.sock"), *_defaults(passed)]
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,19 +67,49 @@ def launch(arguments: Sequence[str]) -> int:
     return 0
 
 
-def take_value(words: list[str], flag: str) -> str:
-    """Take every `flag value` and `flag=value` out of the words; the last value, or nothing."""
-    value, kept, rest = "", [], list(words)
-    while rest:
-        word = rest.pop(0)
-        if word == flag and rest:
-            value = rest.pop(0)
-        elif word.startswith(f"{flag}="):
-            value = word.partition("=")[2]
-        else:
-            kept.append(word)
-    words[:] = kept
-    return value
+def _defaults(passed: Sequence[str]) -> list[str]:
+    """What the router is told besides what the user says, who comes last and wins. Raises CliError."""
+    words = ["--status-addr", os.environ.get("WEAVE_STATUS_ADDR", "127.0.0.1:6782")]
+    for variable, flag in (("WEAVE_PORT", "--port"), ("WEAVE_MTU", "--mtu")):
+        if os.environ.get(variable):
+            words += [flag, os.environ[variable]]
+    for variable, flag in (("WEAVE_NO_FASTDP", "--no-fastdp"), ("WEAVE_NO_BRIDGED_FASTDP", "--no-bridged-fastdp")):
+        if os.environ.get(variable):
+            words.append(flag)
+    given = list(passed)
+    bridge = take_value(given, "--weave-bridge") or _BRIDGE
+    return [*words, *_docker(given), *_range(given, bridge)]
+
+
+def _docker(given: list[str]) -> list[str]:
+    """Docker's bridge, where there is one: its containers ask for names there."""
+    from host.expose import on_bridge
+
+    name = os.environ.get("DOCKER_BRIDGE") or _DOCKER_BRIDGE
+    addresses = on_bridge(name)
+    if not addresses or take_value(given, "--docker-bridge"):
+        return []
+    return ["--docker-bridge", name, "--dns-listen-address", f"{addresses[0].ip}:53"]
+
+
+def _range(given: list[str], bridge: str) -> list[str]:
+    """The range to allocate from, if the user named none. Raises CliError where this host uses it otherwise."""
+    from host.routes import overlap
+
+    named = any(word.partition("=")[0] == "--ipalloc-range" for word in given)
+    wanted, subnet = take_value(given, "--ipalloc-range"), take_value(given, "--ipalloc-default-subnet")
+    problem = overlap(IPv4Interface(_DEFAULT_RANGE), bridge)
+    if not named:
+        if problem:
+            raise CliError(f"ERROR: Default --ipalloc-range {_DEFAULT_RANGE} overlaps with existing route on host.")
+        return ["--ipalloc-range", _DEFAULT_RANGE]
+    for text in (wanted, subnet):
+        # What is no network the router itself refuses.
+        with contextlib.suppress(AddressValueError, NetmaskValueError):
+            problem = overlap(IPv4Interface(text), bridge) if "/" in text else None
+            if problem:
+                print(f"WARNING: {problem}", file=sys.stderr)
+    return []
 
 
 def take_password(arguments: Sequence[str], environment: dict[str, str]) -> list[str]:
@@ -125,34 +154,75 @@ def _progress(text: str) -> None:
         sys.stderr.flush()
 
 
+def check_stoppable() -> None:
+    """Raises CliError where a router runs that `stop` would not end."""
+    if _router_pid() is None and not _unit_runs() and running():
+        raise CliError(
+            f"a router answers at {control_address()}, but 'weave launch' did not start it: "
+            "stop it where it was started"
+        )
+
+
 def stop() -> int:
-    """End the router that `launch` started. Raises CliError."""
+    """End the router that `launch`, or the system's service, started. Raises CliError."""
+    from host.conntrack import forget_udp
+
     pid = _router_pid()
-    if pid is None:
-        if running():
-            raise CliError(
-                f"a router answers at {control_address()}, but 'weave launch' did not start it: "
-                "stop it where it was started, as with 'systemctl stop weave'"
-            )
+    if pid is None and _unit_runs():
+        _systemctl("stop", _UNIT)
+    elif pid is None:
+        check_stoppable()
         print("Weave is not running (ignore on Kubernetes).", file=sys.stderr)
         return 0
+    else:
+        _end(pid)
+    forget_udp(int(os.environ.get("WEAVE_PORT") or _PORT))
+    return 0
+
+
+def _end(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGTERM)
     except PermissionError as error:
         raise CliError("this command stops a process of root: run it as root") from error
     except ProcessLookupError:
-        return 0
+        return
     begun = time.monotonic()
     try:
         while (waited := time.monotonic() - begun) < _STOP_LIMIT:
             if not _alive(pid):
                 (_run_dir() / "weaver.pid").unlink(missing_ok=True)
-                return 0
+                return
             _progress(f"waiting for the router (pid {pid}) to end … {waited:.1f} s")
             time.sleep(_POLL)
     finally:
         _progress("")
     raise CliError(f"the router (pid {pid}) did not stop within {_STOP_LIMIT:.0f} s")
+
+
+def state_prefix() -> str:
+    """Where the router that runs keeps its state, or would keep it."""
+    from weave_py.store import default_prefix
+
+    pid = _router_pid()
+    words = [] if pid is None else Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    return take_value(words, "--db-prefix") or default_prefix()
+
+
+def _unit_runs() -> bool:
+    """Whether the system's service runs."""
+    return _SYSTEMD.is_dir() and _systemctl("is-active", "--quiet", _UNIT, check=False)
+
+
+def _systemctl(*words: str, check: bool = True) -> bool:
+    """Whether it succeeded. Raises CliError with what it says, if asked to."""
+    try:
+        done = subprocess.run(("systemctl", *words), capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CliError(f"unable to run systemctl: {error}") from error
+    if check and done.returncode:
+        raise CliError(f"systemctl {' '.join(words)}: {done.stderr.strip()}")
+    return done.returncode == 0
 
 
 def _alive(pid: int) -> bool:

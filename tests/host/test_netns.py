@@ -105,7 +105,7 @@ def test_the_thread_comes_back_with_result_or_error() -> None:
         assert inode("/proc/thread-self/ns/net") == before
     with pytest.raises(HostError, match="unable to open network namespace"):
         netns.inside("/nonexistent", lambda: None)
-    with pytest.raises(HostError, match="unable to enter network namespace /etc/hostname: Invalid argument"):
+    with pytest.raises(HostError, match="unable to enter namespace /etc/hostname: Invalid argument"):
         netns.inside("/etc/hostname", lambda: None)
 
 
