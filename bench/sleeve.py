@@ -67,7 +67,7 @@ def sleeve(prefix: str, name: str, directory: Path, foreign: str | None, passwor
         number = router.host.number
         container = underlay.container(number)
         if foreign:
-            plug(router.host.namespace, container, number, f"10.32.0.{number}/12")
+            plug(router.host.namespace, container, number, [f"10.32.0.{number}/12"])
         else:
             weave(router.host, "attach", f"10.32.0.{number}/12", container)
         ends.append(container)

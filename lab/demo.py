@@ -1,8 +1,8 @@
 """The demonstration: a mesh of hosts on this machine, carrying pings between containers, to look at and to enter.
 
-    script/demo              make it and leave it running
-    script/demo --down       remove it
-    script/demo --check      make it, verify it, remove it; the exit code says how it went
+script/demo              make it and leave it running
+script/demo --down       remove it
+script/demo --check      make it, verify it, remove it; the exit code says how it went
 """
 
 import argparse

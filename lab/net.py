@@ -6,6 +6,7 @@ Names: `<prefix>-sw` is the underlay's switch, `<prefix>-h1` a host, `<prefix>-c
 
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,6 +106,17 @@ class Underlay:
             ]
             run("ip", "-n", host.namespace, "-batch", "-", stdin="\n".join(lines))
 
+    def separate(self, here: Sequence[int], there: Sequence[int]) -> None:
+        """Nothing passes any more between the hosts of two groups: their packets are dropped as they arrive."""
+        for one in here:
+            for other in there:
+                for receiver, sender in ((one, other), (other, one)):
+                    self._filter(receiver, "input", f"ip saddr {self.host(sender).address} drop")
+
+    def shield(self, number: int) -> None:
+        """A host behind a firewall: nobody reaches it who was not called by it."""
+        self._filter(number, "input", "iifname eth0 meta l4proto { tcp, udp } ct state new drop")
+
     def cut(self, number: int, *, down: bool = True) -> None:
         """Pull a host's cable, or plug it in again."""
         run("ip", "-n", self.switch, "link", "set", f"p{number}", "down" if down else "up")
@@ -160,8 +172,8 @@ def require_root() -> None:
         raise LabError("this makes network namespaces: run it as root (sudo)")
 
 
-def plug(host: str, container: str, number: int, cidr: str) -> None:
-    """Attach a container by hand, as an operator of a foreign router would: a veth, an address, no offload."""
+def plug(host: str, container: str, number: int, cidrs: Sequence[str]) -> None:
+    """Attach a container by hand, as an operator of a foreign router would: a veth, addresses, no offload."""
     port, guest = f"vethwepl{number}", f"vethwepg{number}"
     mtu = run(*inside(host, "cat", "/sys/class/net/weave/mtu")).strip()
     run("ip", "-n", host, "link", "add", port, "mtu", mtu, "type", "veth", "peer", "name", guest, "mtu", mtu)
@@ -171,6 +183,7 @@ def plug(host: str, container: str, number: int, cidr: str) -> None:
     run("ip", "-n", container, "link", "set", guest, "name", "ethwe")
     run("ip", "-n", host, "link", "set", port, "up")
     run("ip", "-n", host, "link", "set", port, "type", "bridge_slave", "hairpin", "on")
-    run("ip", "-n", container, "addr", "add", cidr, "dev", "ethwe")
+    for cidr in cidrs:
+        run("ip", "-n", container, "addr", "add", cidr, "dev", "ethwe")
     run("ip", "-n", container, "link", "set", "ethwe", "up")
     run("ip", "-n", container, "route", "add", "224.0.0.0/4", "dev", "ethwe", "scope", "link")

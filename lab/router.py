@@ -3,6 +3,7 @@
 A router is started in its host's namespace with state and log in a directory of its own, and ended by its pid.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,9 @@ from typing import Any
 from lab.net import Host, LabError, inside, run
 
 _CONTROL = "127.0.0.1:6784"
+RANGE = "10.32.0.0/12"
+_ANSWER_LIMIT = 10.0
+_WAITING_LIMIT = 60.0
 
 
 def peer_name(number: int) -> str:
@@ -26,19 +31,36 @@ def peer_name(number: int) -> str:
     return f"0a:00:00:00:00:{number:02x}"
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the control API answered."""
+
+    status: int
+    text: str
+
+
 @dataclass(slots=True)
 class Router:
-    """A running router. `foreign` is the path of one that is not ours."""
+    """A running router. `foreign` is the path of one that is not ours; `build`, where another build of ours lies.
+
+    `ipam` is the range it gives addresses from; without one it gives none.
+    """
 
     host: Host
     directory: Path
     foreign: str | None = None
     password: str | None = None
+    ipam: str = ""
+    dns: bool = False
+    build: Path | None = None
     process: "subprocess.Popen[bytes] | None" = field(default=None)
+    launched: int | None = None
 
     @property
     def pid(self) -> int:
         """The process that was started (a foreign router's parent)."""
+        if self.launched is not None:
+            return self.launched
         if self.process is None:
             raise LabError(f"the router of host {self.host.number} was not started")
         return self.process.pid
@@ -51,16 +73,10 @@ class Router:
     def start(self, peers: Sequence[str], *flags: str) -> None:
         """Start it with these peers and further flags."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        command = [
-            *inside(self.host.namespace),
-            *self._program(),
-            "--name", peer_name(self.host.number),
-            "--nickname", f"host{self.host.number}",
-            "--http-addr", _CONTROL,
-            "--no-dns", "--no-fastdp",
-            *flags, *peers,
-        ]  # fmt: skip
+        command = [*inside(self.host.namespace), *self._program(), *self.flags(), *flags, *peers]
         environment = {**os.environ, "CHECKPOINT_DISABLE": "1", "WEAVE_PASSWORD": self.password or ""}
+        if self.build is not None:
+            environment["PYTHONPATH"] = str(self.build)
         with (self.directory / "weaver.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -72,15 +88,34 @@ class Router:
                 start_new_session=True,
             )
 
+    def launch(self, peers: Sequence[str], *flags: str) -> None:
+        """Start ours as an operator does: `weave launch`, which waits until it answers."""
+        self.launched = int(self.weave("launch", *self.flags(), *flags, *peers))
+
+    def weave(self, *arguments: str, check: bool = True) -> str:
+        """Our command line in the host, about this router."""
+        own = [f"WEAVE_RUN_DIR={self.directory}", f"WEAVE_LOG_DIR={self.directory}"]
+        own.append(f"WEAVE_PASSWORD={self.password or ''}")
+        command = inside(self.host.namespace, "env", *own, sys.executable, "-m", "weave_py.cli", *arguments)
+        return run(*command, check=check)
+
+    def flags(self) -> list[str]:
+        """The flags that every start of it has."""
+        flags = ["--name", peer_name(self.host.number), "--nickname", f"host{self.host.number}"]
+        flags += ["--http-addr", _CONTROL, "--no-fastdp", "--db-prefix", str(self.directory / "weave")]
+        flags += ["--ipalloc-range", self.ipam] if self.ipam else []
+        return flags if self.dns else [*flags, "--no-dns"]
+
     def _program(self) -> list[str]:
         if self.foreign is None:
-            return [sys.executable, "-m", "weave_py.weaver", "--db-prefix", str(self.directory / "weave")]
+            return [sys.executable, "-m", "weave_py.weaver"]
         own = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", self.foreign]
-        state = ["--weave-bridge", "weave", "--datapath", "datapath", "--docker-api=", "--port", "6783"]
-        return [*own, *state, "--db-prefix", str(self.directory / "weave")]
+        return [*own, "--weave-bridge", "weave", "--datapath", "datapath", "--docker-api=", "--port", "6783"]
 
     def _router_pids(self) -> list[int]:
         """The router itself, below whatever started it."""
+        if self.launched is not None:
+            return [self.launched]
         if self.process is None or self.process.poll() is not None:
             return []
         if self.foreign is None:
@@ -105,6 +140,8 @@ class Router:
 
     def stop(self, *, kill: bool = False, timeout: float = 15.0) -> int:
         """End it; returns its exit code."""
+        if self.launched is not None:
+            return self._stop_launched(self.launched, kill=kill, timeout=timeout)
         if self.process is None:
             return 0
         for pid in self._router_pids():
@@ -121,25 +158,90 @@ class Router:
         finally:
             self.process = None
 
+    def forget(self) -> None:
+        """Remove what a stopped router left on its host: what it kept, and its bridge with all ports."""
+        for path in self.directory.glob("weave*"):
+            if path.name != "weaver.log":
+                path.unlink()
+        (self.directory / "restart.sentinel").unlink(missing_ok=True)
+        for link in ("weave", "vethwe-bridge", "vethwe-sleeve"):
+            run("ip", "-n", self.host.namespace, "link", "del", link, check=False)
+
+    def _stop_launched(self, pid: int, *, kill: bool, timeout: float) -> int:
+        if kill:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            wait_until(f"router {self.host.number} is gone", lambda: not _alive(pid), timeout)
+            (self.directory / "weaver.pid").unlink(missing_ok=True)
+        else:
+            self.weave("stop")
+        self.launched = None
+        return 0
+
     # --- asking it ---
 
     def get(self, path: str, accept: str = "*/*") -> str:
         """A control request's answer. Raises OSError while the router does not listen."""
-        return self._request("GET", path, accept=accept)
+        return self.ask("GET", path, accept=accept).text
 
     def post(self, path: str, body: str = "") -> str:
         """A control request that changes something."""
-        return self._request("POST", path, body=body)
+        return self.ask("POST", path, body=body).text
 
-    def _request(self, method: str, path: str, *, body: str = "", accept: str = "*/*") -> str:
-        connection = _HostConnection(self.host.namespace)
+    def ask(
+        self, method: str, path: str, *, body: str = "", accept: str = "*/*", timeout: float = _ANSWER_LIMIT
+    ) -> Answer:
+        """A control request; `timeout` in seconds, since some answers wait for other peers. Raises OSError."""
+        connection = _HostConnection(self.host.namespace, timeout)
         headers = {"Accept": accept, "Content-Type": "application/x-www-form-urlencoded"}
         try:
             connection.request(method, path, body or None, headers)
             response = connection.getresponse()
-            return response.read().decode()
+            return Answer(response.status, response.read().decode())
         finally:
             connection.close()
+
+    def demand(self, method: str, path: str, *, timeout: float = _WAITING_LIMIT) -> str:
+        """A control request that has to succeed; its answer. Raises LabError with what was answered instead."""
+        try:
+            answer = self.ask(method, path, timeout=timeout)
+        except TimeoutError as error:
+            raise LabError(f"host {self.host.number}: {method} {path}: no answer within {timeout:.0f} s") from error
+        if not 200 <= answer.status < 300:
+            raise LabError(f"host {self.host.number}: {method} {path}: {answer.status} {answer.text.strip()}")
+        return answer.text
+
+    def prime(self, *, timeout: float = _WAITING_LIMIT) -> None:
+        """Wait until there is a ring."""
+        self.demand("GET", "/ring", timeout=timeout)
+
+    def allocate(self, ident: str, subnet: str = "", *, timeout: float = _WAITING_LIMIT) -> str:
+        """An address of the subnet (or the default one) for an identifier, with its prefix length."""
+        return self.demand("POST", f"/ip/{ident}/{subnet}".rstrip("/"), timeout=timeout)
+
+    def claim(self, ident: str, cidr: str) -> None:
+        """This very address for an identifier."""
+        self.demand("PUT", f"/ip/{ident}/{cidr}")
+
+    def owned(self) -> dict[str, list[str]]:
+        """Which identifier has which addresses here."""
+        rows = json.loads(self.demand("GET", "/ip"))["owned"] or []
+        return {row["containerid"]: sorted(row["addrs"]) for row in rows}
+
+    def add_name(self, hostname: str, ident: str, address: str) -> None:
+        """Register a name for an identifier's address."""
+        self.demand("PUT", f"/name/{ident}/{address}?{urllib.parse.urlencode({'fqdn': hostname})}")
+
+    def remove_peer(self, peer: str) -> str:
+        """Take over a dead peer's addresses; what the router says of it."""
+        return self.demand("DELETE", f"/peer/{peer}")
+
+    def metric(self, name: str) -> float:
+        """The value of a metric without labels."""
+        for line in self.get("/metrics").splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.split()[1])
+        raise LabError(f"host {self.host.number} has no metric {name}")
 
     def report(self) -> dict[str, Any]:
         """The whole report."""
@@ -159,16 +261,23 @@ class Router:
         return True
 
 
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 class _HostConnection(http.client.HTTPConnection):
     """HTTP to the loopback of another namespace: the socket is made there, and used from here."""
 
-    def __init__(self, namespace: str) -> None:
-        super().__init__("127.0.0.1", 6784, timeout=10)
+    def __init__(self, namespace: str, timeout: float) -> None:
+        super().__init__("127.0.0.1", 6784, timeout=timeout)
         self._namespace = namespace
 
     def connect(self) -> None:
         self.sock = socket_in(self._namespace)
-        self.sock.settimeout(10)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(("127.0.0.1", 6784))
 
 

@@ -1,4 +1,4 @@
-"""Traffic between containers, and what became of it: pings, streams with checksums, datagrams, floods, groups.
+"""Traffic between containers, and what became of it: pings, streams, datagrams, floods, groups, names.
 
 The senders and receivers are small programs that run in the containers' namespaces; every wait is bounded.
 """
@@ -85,6 +85,16 @@ def ping(source: str, address: str, *, count: int = 3, size: int = 56, df: bool 
     command = ["ping", "-c", str(count), "-i", "0.2", "-W", "2", "-s", str(size), *flags, address]
     output = run(*inside(source, *command), check=False)
     return " received" in output and ", 0 received" not in output
+
+
+def lookup(source: str, name: str, server: str, *, kind: str = "A") -> list[str]:
+    """What `dig` in a container gets for a name from a server, sorted; `kind` X is a reverse look-up of an address.
+
+    Empty for no answer, no such name, and no server: `+short` says nothing of why.
+    """
+    question = ("-x", name) if kind == "X" else (name, kind)
+    output = run(*inside(source, "dig", "+short", "+time=2", "+tries=2", f"@{server}", *question), check=False)
+    return sorted(line for line in output.splitlines() if not line.startswith(";"))
 
 
 def tcp(source: str, target: str, address: str, size: int, timeout: float = 120.0) -> float:

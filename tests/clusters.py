@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,18 +16,42 @@ _numbers = itertools.count(1)
 _START = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A container on the bridge: its namespace, which is its identifier too, and its addresses without prefix."""
+
+    namespace: str
+    addresses: list[str]
+
+    @property
+    def address(self) -> str:
+        return self.addresses[0]
+
+
 @dataclass(slots=True)
 class Cluster:
-    """Hosts numbered from 1, each with a router and at most one container, 10.32.0.N."""
+    """Hosts numbered from 1, each with a router; containers are numbered too, and known by their namespace.
+
+    `ipam` is the range that addresses are given from, if any; `launched` says that ours are started by `weave launch`.
+    """
 
     underlay: Underlay
     directory: Path
     foreign: frozenset[int] = frozenset()
     foreign_path: str = ""
+    ipam: str = ""
+    dns: bool = False
+    launched: bool = False
     routers: dict[int, Router] = field(default_factory=dict)
 
     def start(
-        self, number: int, peers: Sequence[int | str], *flags: str, password: str | None = None, wait: bool = True
+        self,
+        number: int,
+        peers: Sequence[int | str],
+        *flags: str,
+        password: str | None = None,
+        wait: bool = True,
+        build: Path | None = None,
     ) -> Router:
         """Start host `number`'s router, given other hosts by number, and wait until it answers."""
         router = Router(
@@ -34,9 +59,15 @@ class Cluster:
             self.directory / f"h{number}",
             foreign=self.foreign_path if number in self.foreign else None,
             password=password,
+            ipam=self.ipam,
+            dns=self.dns,
+            build=build,
         )
         addresses = [self.address(peer) if isinstance(peer, int) else peer for peer in peers]
-        router.start(addresses, *flags)
+        if self.launched and router.foreign is None:
+            router.launch(addresses, *flags)
+        else:
+            router.start(addresses, *flags)
         self.routers[number] = router
         if wait:
             wait_until(f"router {number} answers; its log ends: {router.log[-300:]}", router.answers, _START)
@@ -57,12 +88,35 @@ class Cluster:
         """A host's address on the underlay."""
         return self.underlay.host(number).address
 
+    def attach(self, number: int, *addresses: str, container: int | None = None) -> Attached:
+        """A container on a host, with an address of the router's choice or those given (`net:` or `ip:` forms)."""
+        router, which = self.routers[number], container or number
+        namespace = self.underlay.container(which)
+        if number not in self.foreign:
+            return Attached(namespace, router.weave("attach", *addresses, namespace).split())
+        cidrs = [_address(router, namespace, form) for form in addresses or ("net:default",)]
+        plug(router.host.namespace, namespace, which, cidrs)
+        return Attached(namespace, [cidr.partition("/")[0] for cidr in cidrs])
+
+    def reset(self, number: int) -> None:
+        """Leave the mesh for good: hand over the addresses, stop, forget everything."""
+        router = self.routers.pop(number)
+        if router.launched is not None:
+            router.weave("reset")
+            router.launched = None
+            return
+        router.demand("DELETE", "/peer")
+        # Weave Net's own script waits as long for the news to go out.
+        time.sleep(0.5)
+        router.stop()
+        router.forget()
+
     def container(self, number: int) -> str:
         """Attach a container to a host; its namespace."""
         name = self.underlay.container(number)
         host = self.underlay.host(number)
         if number in self.foreign:
-            plug(host.namespace, name, number, f"10.32.0.{number}/12")
+            plug(host.namespace, name, number, [f"10.32.0.{number}/12"])
         else:
             weave(host, "attach", f"10.32.0.{number}/12", name)
         return name
@@ -94,6 +148,15 @@ class Cluster:
         self.underlay.remove()
 
 
+def _address(router: Router, ident: str, form: str) -> str:
+    """An address asked for in the command line's forms, from a router that our command line did not come with."""
+    kind, _, rest = form.rpartition(":")
+    if kind == "net":
+        return router.allocate(ident, "" if rest == "default" else rest)
+    router.claim(ident, rest)
+    return rest
+
+
 def mesh_links(count: int) -> dict[int, set[int]]:
     """Everybody with everybody."""
     return {n: {other for other in range(1, count + 1) if other != n} for n in range(1, count + 1)}
@@ -105,11 +168,18 @@ def chain_links(count: int) -> dict[int, set[int]]:
 
 
 @contextlib.contextmanager
-def cluster(foreign: Sequence[int] = (), foreign_path: str = "") -> Iterator[Cluster]:
+def cluster(
+    foreign: Sequence[int] = (),
+    foreign_path: str = "",
+    *,
+    ipam: str = "",
+    dns: bool = False,
+    launched: bool = False,
+) -> Iterator[Cluster]:
     """An empty cluster with namespaces of its own."""
     with tempfile.TemporaryDirectory(prefix="weave-test-") as directory:
         underlay = Underlay(f"wt{os.getpid()}{next(_numbers)}")
-        made = Cluster(underlay, Path(directory), frozenset(foreign), foreign_path)
+        made = Cluster(underlay, Path(directory), frozenset(foreign), foreign_path, ipam, dns, launched)
         try:
             yield made
         finally:
