@@ -1,0 +1,192 @@
+"""Who holds the same as we do: records, comparison, what is shown; and the channel in a simulated mesh."""
+
+import asyncio
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.names import PeerName
+from weave_py.agreement import (
+    SUBJECTS,
+    Agreement,
+    Digest,
+    Record,
+    decode,
+    digest,
+    encode,
+    names_digest,
+    ring_digest,
+    text,
+)
+from weave_py.agreement_gossip import AgreementGossip
+
+U64 = st.integers(0, 2**64 - 1)
+DIGESTS = st.builds(Digest, U64, st.integers(0, 2**32 - 1))
+RECORDS = st.builds(Record, U64, U64, st.dictionaries(st.sampled_from(SUBJECTS), DIGESTS))
+TWO, THREE = PeerName(2), PeerName(3)
+OTHERS = [(TWO, "host2"), (THREE, "host3")]
+
+
+@given(RECORDS, st.binary(max_size=20))
+def test_records_travel(record: Record, later: bytes) -> None:
+    assert decode(encode(record)) == record
+    assert decode(encode(record) + later) == record
+
+
+@given(st.binary(max_size=80))
+def test_other_bytes_are_ignored(message: bytes) -> None:
+    record = decode(message)
+    assert record is None or encode(record)[:17] == message[:17]
+
+
+def test_cut_short() -> None:
+    message = encode(Record(1, 2, {"ring": Digest(3, 4)}))
+    assert all(decode(message[:length]) is None for length in range(len(message)))
+    assert decode(b"\2" + message[1:]) is None
+
+
+@given(st.lists(st.text(max_size=9), max_size=9), st.randoms())
+def test_a_digest_knows_no_order(parts: list[str], rng: Any) -> None:
+    shuffled = rng.sample(parts, len(parts))
+    assert digest(parts) == digest(shuffled)
+    assert digest([*parts, "one more"]) != digest(parts)
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {
+        "Token": "10.32.0.0",
+        "Size": 4,
+        "Peer": "02",
+        "Nickname": "a",
+        "IsKnownPeer": True,
+        "Version": 1,
+        **changes,
+    }
+
+
+def test_what_counts_of_a_ring() -> None:
+    ring = {"Range": "10.32.0.0/12", "Entries": [entry(), entry(Token="10.32.0.4")]}
+    assert ring_digest(ring).count == 2
+    assert ring_digest({**ring, "Entries": ring["Entries"][::-1]}) == ring_digest(ring)
+    assert ring_digest({**ring, "Entries": [entry(Nickname="b", IsKnownPeer=False), entry(Token="10.32.0.4")]}) == (
+        ring_digest(ring)
+    )
+    for other in (
+        {**ring, "Range": "10.32.0.0/13"},
+        {**ring, "Entries": None},
+        {**ring, "Entries": [entry(Peer="03"), entry(Token="10.32.0.4")]},
+        {**ring, "Entries": [entry(Version=2), entry(Token="10.32.0.4")]},
+    ):
+        assert ring_digest(other) != ring_digest(ring)
+
+
+def test_what_counts_of_names() -> None:
+    name = {"Hostname": "a.", "Origin": "02", "ContainerID": "c", "Address": "10.32.0.1", "Version": 0, "Tombstone": 0}
+    gone = {**name, "Hostname": "b.", "Tombstone": 1700000000}
+    assert names_digest({"Entries": [name, gone]}) == names_digest({"Entries": [name]})
+    assert names_digest({"Entries": [{**name, "Address": "10.32.0.2"}]}) != names_digest({"Entries": [name]})
+    assert names_digest({"Entries": None}).count == 0
+
+
+def test_who_differs_since_when() -> None:
+    agreement = Agreement()
+    same, other = {"topology": Digest(1, 3), "ring": Digest(2, 5)}, {"topology": Digest(1, 3), "ring": Digest(9, 4)}
+    agreement.hold({**same, "names": Digest(0, 0)}, 1000.0)
+    agreement.heard(TWO, Record(1, 1_001_500, same), 1001.0)
+    agreement.heard(THREE, Record(1, 941_000, other), 1001.0)
+    document = agreement.document([*OTHERS, (PeerName(4), "old")], 1002.0)
+    assert document["Agreed"], "a change on its way is no disagreement"
+    assert text(document) == (
+        "topology 2 agree with us, 1 do not say (3 entries)\n"
+        "ring     1 agree with us, 1 differ, 1 do not say (5 entries)\n"
+        "names    0 agree with us, 3 do not say (0 entries)\n"
+        "00:00:00:00:00:03(host3) ring is changing since 1970-01-01T00:16:41Z: 4 entries, ours 5\n"
+        "00:00:00:00:00:04(old) does not say: it runs Weave Net 2.8, or is new\n"
+    )
+    assert [row["ClockSkew"] for row in document["Peers"]] == [0.5, -60.0, None]
+
+    agreement.heard(THREE, Record(1, 941_000, other), 1100.0)
+    document = agreement.document(OTHERS, 1101.0)
+    assert not document["Agreed"]
+    assert document["Peers"][1]["Differs"][0]["Since"] == "1970-01-01T00:16:41Z"
+    assert "ring differs since 1970-01-01T00:16:41Z" in text(document)
+
+    # Either side may be the one that comes round.
+    agreement.hold(other, 1102.0)
+    document = agreement.document(OTHERS, 1103.0)
+    assert [row["Differ"] for row in document["Subjects"]] == [0, 1, 0]
+    assert document["Peers"][0]["Differs"][0]["Since"] == "1970-01-01T00:18:22Z"
+    assert text(document).splitlines()[2] == "names    not used here"
+    agreement.keep([THREE])
+    assert [row["Says"] for row in agreement.document(OTHERS, 1104.0)["Peers"]] == [[], ["topology", "ring"]]
+
+
+def test_when_to_tell() -> None:
+    agreement = Agreement()
+    agreement.hold({"ring": Digest(1, 1)}, 1000.0)
+    assert agreement.due(1000.0)
+    assert not agreement.due(1059.0)
+    agreement.hold({"ring": Digest(2, 1)}, 1059.0)
+    assert agreement.due(1059.0)
+    agreement.hold({"ring": Digest(3, 1)}, 1060.0)
+    assert not agreement.due(1060.0), "a node that is busy does not speak all the time"
+    assert agreement.due(1064.0)
+    assert not agreement.due(1123.9)
+    assert agreement.due(1124.0)
+    # A large mesh hears as much as a middling one.
+    for number in range(1000):
+        agreement.heard(PeerName(number), Record(1, 1, {}), 1124.0)
+    agreement.hold({"ring": Digest(4, 1)}, 1125.0)
+    assert not agreement.due(1173.0)
+    assert agreement.due(1174.0)
+
+
+class Wire:
+    """A channel of two users."""
+
+    def __init__(self, ourself: PeerName, others: list[tuple[PeerName, AgreementGossip]]) -> None:
+        self.ourself = ourself
+        self.others = others
+
+    def broadcast(self, message: bytes) -> None:
+        for name, other in self.others:
+            if name != self.ourself:
+                assert other.on_broadcast(self.ourself, message) == message
+
+    def unicast(self, destination: PeerName, message: bytes) -> None:
+        raise AssertionError
+
+    def neighbours(self, message: bytes) -> None:
+        raise AssertionError
+
+
+async def test_the_channel() -> None:
+    holdings: dict[PeerName, dict[str, Digest]] = {name: {"ring": Digest(1, 1)} for name, _ in OTHERS}
+    users = [
+        (
+            name,
+            AgreementGossip(
+                hold=lambda name=name: holdings[name],  # type: ignore[misc]
+                peers=lambda name=name: [other for other in OTHERS if other[0] != name],  # type: ignore[misc]
+                uid=int(name),
+                tick=0.01,
+            ),
+        )
+        for name, _ in OTHERS
+    ]
+    for name, user in users:
+        user.start(Wire(name, users))
+    first = users[0][1]
+    await asyncio.sleep(0.05)
+    (row,) = first.document()["Peers"]
+    assert (row["Name"], row["NickName"], row["Differs"]) == ("00:00:00:00:00:03", "host3", [])
+    assert abs(row["ClockSkew"]) < 5
+    holdings[TWO] = {"ring": Digest(7, 7)}
+    (row,) = first.document()["Peers"]
+    assert [difference["Subject"] for difference in row["Differs"]] == ["ring"]
+    assert first.on_broadcast(THREE, b"of a later format") == b"of a later format"
+    assert first.unknown_records == 1
+    assert (first.gossip(), first.on_gossip(b"x")) == (None, None)  # type: ignore[func-returns-value]
+    for _, user in users:
+        user.stop()
