@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mesh.names import PeerName, format_peer_name
+from weave_py.log import printable
 from weave_py.report import moment
 
 CHANNEL = "digests"
@@ -223,7 +224,7 @@ def text(document: Mapping[str, Any]) -> str:
         said += [f"{row['Unknown']} do not say"] if row["Unknown"] else []
         lines.append(f"{row['Subject']:<8} {', '.join(said)} ({row['Ours']['Count']} entries)")
     for peer in document["Peers"]:
-        label = f"{peer['Name']}({peer['NickName']})"
+        label = f"{peer['Name']}({printable(peer['NickName'])})"
         for difference in peer["Differs"]:
             what = "differs" if difference["Lasting"] else "is changing"
             counts = f"{difference['Theirs']['Count']} entries, ours {difference['Ours']['Count']}"

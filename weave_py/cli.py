@@ -3,6 +3,7 @@
 Names, texts and exit codes are those that scripts know. Source: CLI spec §1, §2.
 """
 
+import json
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ _REMOVED = (
 )
 _NOT_YET = ("setup-cni",)
 _PROXY = ("env", "config")
-_PARTS = ("targets", "connections", "peers", "dns", "ipam")
+_PARTS = ("targets", "connections", "peers", "dns", "ipam", "agree")
 USAGE = """Usage:
 
 weave --help | help
@@ -56,7 +57,7 @@ weave --help | help
       dns-lookup  <name>
       dns-args
 
-      status      [targets | connections | peers | dns | ipam] [--json] [--watch]
+      status      [targets | connections | peers | dns | ipam | agree] [--json] [--watch]
       report      [-f <format>]
 
 where <peer>    = <host>[:<port>]
@@ -90,12 +91,24 @@ def _status(arguments: list[str]) -> int:
     path = f"/status/{part}" if part else "/status"
     if watch:
         return _watch(path)
-    if as_json:
-        print(call("GET", path, accept="application/json"))
+    if as_json or part == "agree":
+        document = call("GET", path, accept="application/json")
+        if part == "agree":
+            return _agree(document, as_json)
+        print(document)
         return 0
     text = call("GET", path)
     sys.stdout.write(text if part else f"\n{text}\n")
     return 0
+
+
+def _agree(document: str, as_json: bool) -> int:
+    """Whether all peers hold the same; 1 if some differ, and not only for a moment."""
+    from weave_py import agreement
+
+    found = json.loads(document)
+    sys.stdout.write(f"{document}\n" if as_json else agreement.text(found))
+    return 0 if found["Agreed"] else 1
 
 
 def _watch(path: str) -> int:

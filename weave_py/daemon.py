@@ -24,21 +24,23 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
-from host.bridge import MAX_TAP_MTU, bridge_mac, ensure_bridge
+from host.bridge import MAX_TAP_MTU, ensure_bridge
 from host.errors import HostError
-from host.identity import system_name
 from host.tap import TAP_NAME, open_tap
 from mesh.config import MeshConfig
-from mesh.names import PeerName, format_peer_name, parse_peer_name, peer_label
+from mesh.names import PeerName, format_peer_name, peer_label
 from mesh.tcp import MeshService, split_peer
 from overlay.forwarding import FrameRouter
 from overlay.switch import OverlaySwitch
 from sleeve.datapath import SleeveDataPath
 from sleeve.tap import TapPort
 from weave_py import __version__, http, report
+from weave_py.agreement import Digest
+from weave_py.agreement_gossip import AgreementGossip
+from weave_py.begin import choose_name, choose_peers, open_store
 from weave_py.log import options_line
 from weave_py.settings import Settings
-from weave_py.store import Store, StoreError, default_prefix
+from weave_py.store import Store, StoreError
 
 _EXPIRY_INTERVAL = 60.0
 _RESOLVE_AGAIN, _RESOLVE_AT_LEAST = 5.0, 60.0
@@ -46,13 +48,6 @@ _RESOLVE_AGAIN, _RESOLVE_AT_LEAST = 5.0, 60.0
 
 class StartError(Exception):
     """The router cannot start: one line for a person."""
-
-
-def peer_name(settings: Settings) -> PeerName:
-    """The name given, or the existing bridge's, or the machine's. Raises HostError."""
-    if settings.name is not None:
-        return settings.name
-    return parse_peer_name(bridge_mac(settings.bridge) or system_name(settings.host_root))
 
 
 @dataclass(slots=True)
@@ -63,14 +58,13 @@ class _Parts:
     sleeve: SleeveDataPath
     frames: FrameRouter
     tap: TapPort
+    agreement: AgreementGossip
 
 
 class Daemon:
     """The assembled router (`weave_py.http.Control`)."""
 
-    def __init__(
-        self, settings: Settings, log: logging.Logger, peers: Sequence[str] = (), store: Store | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, log: logging.Logger, peers: Sequence[str], store: Store) -> None:
         self._peers = peers
         self._store = store
         self._settings = settings
@@ -100,12 +94,14 @@ class Daemon:
         try:
             self._assemble(loop, name, tap)
             await self._start()
+            self._mark(running=True)
             # Names are resolved once the router answers: a slow resolver delays nobody.
             tasks = [loop.create_task(self._expire_addresses()), loop.create_task(self._connect_given())]
             _notify("READY=1")
             await self._stop.wait()
             self._log.info("=== received SIGINT/SIGTERM ===\n*** exiting")
             _notify("STOPPING=1")
+            self._mark(running=False)
         finally:
             for task in tasks:
                 task.cancel()
@@ -143,7 +139,8 @@ class Daemon:
         sleeve.attach(frames)
         service.attach_overlay(switch)
         port.start(frames.captured, sleeve.flush)
-        self._parts = _Parts(service, sleeve, frames, port)
+        agreement = AgreementGossip(hold=self._holding, peers=self._others, uid=uid)
+        self._parts = _Parts(service, sleeve, frames, port, agreement)
 
     async def _start(self) -> None:
         settings, parts = self._settings, self.parts
@@ -151,6 +148,7 @@ class Daemon:
             await parts.service.start()
         except OSError as error:
             raise _address_error("tcp", settings, error) from error
+        parts.agreement.start(parts.service.channel(AgreementGossip.CHANNEL, parts.agreement))
         self._log.info("Sniffing traffic on %s (via tap)", TAP_NAME)
         api = http.Api(self, self._log)
         listeners = [
@@ -195,6 +193,7 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(runner.cleanup(), 2)
         if self._parts is not None:
+            self._parts.agreement.stop()
             await self._parts.service.stop()
             self._parts.sleeve.close()
             self._parts.tap.close()
@@ -204,7 +203,17 @@ class Daemon:
     def report(self) -> report.Document:
         """Everything the router knows of itself."""
         parts = self.parts
-        return report.build(parts.service.status(), self._router_fields(parts), __version__)
+        document = report.build(parts.service.status(), self._router_fields(parts), __version__)
+        return {**document, "Agreement": parts.agreement.document()}
+
+    def _holding(self) -> dict[str, Digest]:
+        """What all peers should hold alike."""
+        topology = self.parts.service.topology
+        return {"topology": Digest(topology.digest, len(topology))}
+
+    def _others(self) -> list[tuple[PeerName, str]]:
+        topology = self.parts.service.topology
+        return [(name, topology.nickname(name)) for name in topology.names() if name != topology.ourself.name]
 
     def _router_fields(self, parts: _Parts) -> dict[str, Any]:
         now = asyncio.get_running_loop().time()
@@ -251,10 +260,15 @@ class Daemon:
         self.parts.service.forget(peers)
         self._remember()
 
+    def _mark(self, *, running: bool) -> None:
+        """Set the restart marker, or take it away: only a router that was killed goes on with its stored list."""
+        try:
+            self._store.set_running(running)
+        except StoreError as error:
+            self._log.error("%s; the restart marker is as it was", error)
+
     def _remember(self) -> None:
         """Store the list for `--resume`; that it cannot be stored is said, and costs nothing else."""
-        if self._store is None:
-            return
         peers = dict.fromkeys([*self.parts.service.router.maker.targets, *self._unresolved])
         try:
             self._store.set_direct_peers(list(peers))
@@ -308,24 +322,16 @@ def run(settings: Settings, log: logging.Logger) -> int:
             log.critical("%s", problem)
             return 1
     try:
-        name = peer_name(settings)
+        store = open_store(settings, log)
+        name = choose_name(settings, store, log)
         tap = _prepare_host(settings, name, log)
-    except HostError as error:
+        log.info("Our name is %s", peer_label(name, settings.nickname))
+        if settings.missing:
+            log.warning("not available in this version, going on without: %s", ", ".join(settings.missing))
+        peers = choose_peers(settings, store, log)
+    except (HostError, StoreError) as error:
         log.critical("%s", error)
         return 1
-    log.info("Our name is %s", peer_label(name, settings.nickname))
-    if settings.missing:
-        log.warning("not available in this version, going on without: %s", ", ".join(settings.missing))
-    try:
-        store = _open_store(settings, log)
-        peers = settings.peers if store is None or not settings.resume else tuple(store.direct_peers())
-    except StoreError as error:
-        log.critical("%s", error)
-        return 1
-    if settings.resume:
-        log.info("Restart/resume detected - using persisted peer list: [%s]", " ".join(peers))
-    else:
-        log.info("Launch detected - using supplied peer list: [%s]", " ".join(peers))
     try:
         uvloop.run(_main(Daemon(settings, log, peers, store), name, tap))
     except StartError as error:
@@ -335,17 +341,6 @@ def run(settings: Settings, log: logging.Logger) -> int:
         log.critical("unexpected error", exc_info=True)
         return 1
     return 0
-
-
-def _open_store(settings: Settings, log: logging.Logger) -> Store | None:
-    """The store; without one a router still runs, but cannot resume. Raises StoreError where it is asked to."""
-    try:
-        return Store(settings.db_prefix or default_prefix())
-    except StoreError as error:
-        if settings.resume:
-            raise
-        log.warning("%s; nothing is stored", error)
-        return None
 
 
 async def _main(daemon: Daemon, name: PeerName, tap: int) -> None:
@@ -368,4 +363,3 @@ def _prepare_host(settings: Settings, name: PeerName, log: logging.Logger) -> in
     else:
         log.info("Communication between peers is unencrypted.")
     return descriptor
-

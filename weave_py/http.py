@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from weave_py import status_text
+from weave_py import agreement, status_text
 from weave_py.report import Document, to_json
 from weave_py.template import TemplateError
 from weave_py.template_fill import ExecutionError, render
@@ -75,6 +75,7 @@ class Api:
             "/connections": status_text.connections,
             "/peers": status_text.peers,
             "/targets": status_text.targets,
+            "/agree": lambda report: agreement.text(report["Agreement"]),
             # Names and addresses are not allocated here: nothing to show is no error.
             "/dns": lambda report: "",
             "/ipam": lambda report: "",
@@ -111,6 +112,8 @@ class Api:
             if request.headers.get("Accept") != _JSON:
                 return web.Response(status=200 if path or report["Ready"] else 503, text=view(report))
             document: Any = (report["Router"][part] or []) if part else None if path else report
+            if path == "/agree":
+                document = report["Agreement"]
             return web.Response(text=to_json(document, indent=True), content_type=_JSON)
 
         return handle

@@ -42,6 +42,7 @@ def launch(arguments: Sequence[str]) -> int:
     address = take_value(passed, "--http-addr") or control_address()
     if running(address) or _router_pid() is not None:
         raise CliError("weave is already running; you can stop it with 'weave stop'.", 3)
+    _forget_last_run(list(passed))
     run_dir = _run_dir()
     defaults = ["--http-addr", address, "--socket", str(run_dir / "weaver.sock"), *_defaults(passed)]
     try:
@@ -65,6 +66,20 @@ def launch(arguments: Sequence[str]) -> int:
     _await_start(process, address, log_path, begun)
     print(process.pid)
     return 0
+
+
+def _forget_last_run(words: list[str]) -> None:
+    """A launch is a fresh start, whatever became of the run before it: its peers are the ones given."""
+    from weave_py.store import Store, StoreError, default_prefix
+
+    prefix = take_value(words, "--db-prefix") or default_prefix()
+    if os.path.exists(f"{prefix}data.sqlite"):
+        try:
+            store = Store(prefix)
+            store.set_running(False)
+            store.close()
+        except StoreError as error:
+            raise CliError(str(error)) from error
 
 
 def _defaults(passed: Sequence[str]) -> list[str]:

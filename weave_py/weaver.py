@@ -41,11 +41,11 @@ def _main(arguments: list[str]) -> int:
     # Imported here: what only prints a line or refuses a flag should not wait for it.
     from host.errors import HostError
     from mesh.names import format_peer_name
-    from weave_py import daemon
+    from weave_py import begin, daemon
 
     if values["print-peer-name"]:
         try:
-            print(format_peer_name(daemon.peer_name(settings)))
+            print(format_peer_name(begin.known_name(settings)))
         except HostError as error:
             log.critical("%s", error)
             return 1

@@ -156,7 +156,8 @@ def test_launch_and_stop(tmp_path: Path) -> None:
         host = made.underlay.host(1)
         directories = [f"WEAVE_RUN_DIR={tmp_path}", f"WEAVE_LOG_DIR={tmp_path}"]
         command = inside(host.namespace, "env", *directories, sys.executable, "-m", "weave_py.cli")
-        pid = int(run(*command, "launch", "--password=visible", "--name", "::7", made.address(2)))
+        flags = ["--db-prefix", f"{tmp_path}/weave", "--name", "::7"]
+        pid = int(run(*command, "launch", "--password=visible", *flags, made.address(2)))
         try:
             listing = run("ps", "-o", "args", "-p", str(pid))
             assert "visible" not in listing
@@ -167,7 +168,7 @@ def test_launch_and_stop(tmp_path: Path) -> None:
             run(*command, "stop")
         assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
         with pytest.raises(LabError, match="ended at once: FATA"):
-            run(*command, "launch", "--mtu", "5")
+            run(*command, "launch", "--mtu", "5", *flags)
 
 
 def test_a_password_on_the_command_line_does_not_show() -> None:

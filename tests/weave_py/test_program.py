@@ -56,7 +56,7 @@ class Started:
         command = ["ip", "netns", "exec", place, sys.executable, "-P", "-m", "weave_py.weaver"]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--name", "::1", "--nickname", "host1", *flags],
+                [*command, "--name", "::1", "--nickname", "host1", "--db-prefix", str(directory / "weave"), *flags],
                 stderr=log,
                 cwd=directory,
                 env={**os.environ, "NOTIFY_SOCKET": str(directory / "notify")},
@@ -98,8 +98,8 @@ def test_start_and_stop(place: str, tmp_path: Path) -> None:
         router.close()
     theirs = captures.text("log.encrypted-host1")
     expected = [
-        "Command line options: map[http-addr:127.0.0.1:6784 ipalloc-range:10.32.0.0/12 name:::1 nickname:host1 "
-        "password:<redacted> status-addr:127.0.0.1:6782]",
+        f"Command line options: map[db-prefix:{tmp_path}/weave http-addr:127.0.0.1:6784 ipalloc-range:10.32.0.0/12 "
+        "name:::1 nickname:host1 password:<redacted> status-addr:127.0.0.1:6782]",
         "weave  0.1.0",
         "Bridge type is bridge",
         "Communication between peers via untrusted networks is encrypted.",

@@ -1,0 +1,62 @@
+"""State over the life of routers: crashes in place, launches, who holds the same."""
+
+import json
+import subprocess
+import sys
+
+from lab.net import inside
+from lab.router import wait_until, weave
+from tests.clusters import chain_links, cluster, mesh_links
+
+
+def test_restarted_in_place() -> None:
+    """A killed router goes on with the peers it had, a stopped one with those it is given."""
+    with cluster() as made:
+        made.start(1, [])
+        made.start(2, [])
+        weave(made.underlay.host(1), "connect", made.address(2))
+        made.await_links(mesh_links(2))
+        made.routers[1].stop(kill=True)
+        made.start(1, [])
+        made.await_links(mesh_links(2))
+        assert f"Restart/resume detected - using persisted peer list: [{made.address(2)}]" in made.routers[1].log
+        assert made.routers[1].stop() == 0
+        made.start(1, [])
+        assert weave(made.underlay.host(1), "status", "targets") == ""
+
+
+def test_who_holds_the_same() -> None:
+    """Over a relay too: everybody says the same of the topology, and a change is known to all a moment later."""
+    with cluster() as made:
+        made.start_all(3, chain=True)
+        made.await_links(chain_links(3))
+
+        def said(number: int) -> dict[str, list[str]]:
+            found = json.loads(made.routers[number].get("/status/agree", "application/json"))
+            return {peer["NickName"]: peer["Says"] for peer in found["Peers"] if not peer["Differs"]}
+
+        def all_agree() -> bool:
+            return all(
+                said(number) == {f"host{other}": ["topology"] for other in (1, 2, 3) if other != number}
+                for number in (1, 2, 3)
+            )
+
+        wait_until("everybody hears that all agree", all_agree, 60)
+        text = weave(made.underlay.host(1), "status", "agree")
+        assert text.startswith("topology 2 agree with us (3 entries)\n")
+        made.routers[3].stop(kill=True)
+        wait_until("the one that is gone is forgotten", lambda: said(1) == {"host2": ["topology"]}, 60)
+
+
+def test_a_second_router_on_the_same_state() -> None:
+    with cluster() as made:
+        first = made.start(1, [])
+        made.start(2, [])
+        command = [sys.executable, "-m", "weave_py.weaver", "--db-prefix", str(first.directory / "weave")]
+        host = made.underlay.host(2)
+        made.routers[2].stop()
+        done = subprocess.run(inside(host.namespace, *command), capture_output=True, text=True, check=False, timeout=30)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].endswith(
+            f"is in use by another router (pid {first.pid}): stop it first, or choose another --db-prefix"
+        )

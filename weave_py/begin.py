@@ -1,0 +1,78 @@
+"""What a start takes from the state of the last run: the store itself, our name, the peers to dial.
+
+A router without its state would give addresses out twice, so one that cannot have it does not start.
+Source: CLI spec §4 (crash recovery), §9; Kubernetes and CNI spec §6; mesh spec §13.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Sequence
+
+from host.bridge import bridge_mac
+from host.identity import system_name
+from mesh.names import PeerName, format_peer_name, parse_peer_name
+from weave_py.settings import Settings
+from weave_py.store import Store, StoreError, default_prefix
+
+
+def open_store(settings: Settings, log: logging.Logger) -> Store:
+    """The store, with a word about what it is. Raises StoreError."""
+    store = Store(settings.db_prefix or default_prefix())
+    if store.imported is not None:
+        log.info("Took over the state of Weave Net from %s, which is kept", store.imported)
+    if store.lost is not None:
+        log.error("%s; no address is given out before the ring is known again", store.lost)
+    return store
+
+
+def known_name(settings: Settings) -> PeerName:
+    """The name under which a router would start, without one. Raises HostError."""
+    if settings.name is not None:
+        return settings.name
+    prefix = settings.db_prefix or default_prefix()
+    stored = None
+    # A running router holds its state, and then the bridge has the name.
+    with contextlib.suppress(StoreError):
+        if os.path.exists(f"{prefix}data.sqlite") or os.path.exists(f"{prefix}data.db"):
+            store = Store(prefix)
+            stored = store.peer_name()
+            store.close()
+    return _found_name(settings) if stored is None else stored
+
+
+def _found_name(settings: Settings) -> PeerName:
+    return parse_peer_name(bridge_mac(settings.bridge) or system_name(settings.host_root))
+
+
+def choose_name(settings: Settings, store: Store, log: logging.Logger) -> PeerName:
+    """The name given, else that of the state, else the existing bridge's, else the machine's. Raises HostError.
+
+    Ring and addresses are kept under a name; one that was chosen once outlives the bridge and a new machine id.
+    """
+    stored = store.peer_name()
+    if settings.name is not None:
+        name = settings.name
+    else:
+        found = _found_name(settings)
+        name = found if stored is None else stored
+        if name != found:
+            log.warning(
+                "going on as %s, the name of the state in %s, though this host would be %s; if it is a copy of another "
+                "host, 'weave reset' it",
+                *(format_peer_name(name), store.path, format_peer_name(found)),
+            )
+    if name != stored:
+        store.set_peer_name(name)
+    return name
+
+
+def choose_peers(settings: Settings, store: Store, log: logging.Logger) -> Sequence[str]:
+    """The stored list after a crash or with `--resume`, else the peers given."""
+    if settings.resume or store.was_running():
+        peers: Sequence[str] = store.direct_peers()
+        log.info("Restart/resume detected - using persisted peer list: [%s]", " ".join(peers))
+    else:
+        peers = settings.peers
+        log.info("Launch detected - using supplied peer list: [%s]", " ".join(peers))
+    return peers
