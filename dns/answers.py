@@ -1,0 +1,235 @@
+"""What we answer ourselves: names of the mesh, and names of its addresses.
+
+An answer that was given once is kept in its wire form, keyed by its question: most queries cost one look-up. It is
+dropped when its name or its address changes; only questions for what exists are kept, so there are no more of them
+than names. Everything that is not ours comes out as `NotOurs`. Source: DNS spec §7; §14 (F7, F10, F12).
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from random import Random
+
+from dns.entries import qualified
+from dns.message import (
+    AAAA,
+    AUTHENTIC,
+    BADVERS,
+    CHECKING_DISABLED,
+    DS,
+    HEADER,
+    IN,
+    MIN_SIZE,
+    NOERROR,
+    NS,
+    NXDOMAIN,
+    PTR,
+    RECURSION_DESIRED,
+    SERVFAIL,
+    SOA,
+    TXT,
+    A,
+    Query,
+    build_reply,
+    record,
+    reply_flags,
+    text_name,
+    wire_name,
+)
+from dns.table import NameTable
+
+# The owner of every answer: a pointer to the question's name.
+_ASKED = b"\xc0\x0c"
+_REVERSE4, _REVERSE6 = b"\x07in-addr\x04arpa\0", b"\x03ip6\x04arpa\0"
+_ONE_QUESTION = b"\0\1\0\0\0\0\0\0"
+_IN = IN.to_bytes(2, "big")
+
+
+@dataclass(frozen=True, slots=True)
+class NotOurs:
+    """Somebody else's name. `rcode`: what to say where there is nobody to ask."""
+
+    rcode: int
+
+
+@dataclass(slots=True)
+class _Ready:
+    """A kept answer: its header behind the id by that of the query, and its records; several are shuffled."""
+
+    heads: dict[bytes, bytes]
+    tail: bytes
+    several: list[bytes]
+
+
+class Answers:
+    """The domain's answers. `probed(name)` is told names that only a query of our own can hold (DNS spec §14, F9)."""
+
+    def __init__(self, domain: str, ttl: int, rng: Random, probed: Callable[[bytes], None]) -> None:
+        wire = wire_name(qualified(domain))
+        if wire is None:
+            raise ValueError(f"invalid DNS domain {domain!r}: a label has 1 to 63 bytes, the whole at most 255")
+        self.domain = qualified(domain)
+        self._wire = wire.lower()
+        self._ttl = ttl
+        self._shuffle = rng.shuffle
+        self._probed = probed
+        self._v4: NameTable | None = None
+        self._v6: NameTable | None = None
+        self._ready: dict[bytes, _Ready] = {}
+        self._heads: dict[tuple[int, int], dict[bytes, bytes]] = {}
+        self._ns = b"\x02ns" + wire
+        # Serial, refresh, retry, expire, and how long "there is none" is remembered: as long as an answer.
+        self._soa = self._ns + b"\x0ahostmaster" + wire + struct.pack(">IIIII", 1, 3600, 600, 86400, ttl)
+
+    def serve(self, v4: NameTable, v6: NameTable) -> None:
+        """Say where names are."""
+        self._v4, self._v6 = v4, v6
+
+    def changed(self, name: str, address: int, size: int) -> None:
+        """Drop what was prepared of a lower-cased name and of an address of `size` bytes."""
+        wire = wire_name(name)
+        if wire is not None:
+            names = [wire]
+            if wire.endswith(self._wire) and wire[0] + 1 + len(self._wire) == len(wire):
+                names.append(wire[: wire[0] + 1] + b"\0")
+            for each in names:
+                for rtype in (A, AAAA):
+                    self._ready.pop(each + rtype.to_bytes(2, "big") + _IN, None)
+        self._ready.pop(reverse_name(address, size) + PTR.to_bytes(2, "big") + _IN, None)
+
+    # --- answering ---
+
+    def quick(self, datagram: bytes) -> bytes | None:
+        """The answer to a query that is kept; None where `answer` must be asked."""
+        ready = self._ready.get(datagram[12:].lower())
+        if ready is None:
+            return None
+        head = ready.heads.get(datagram[2:12])
+        if head is None:
+            return None
+        if ready.several:
+            self._shuffle(ready.several)
+            return b"".join((datagram[:2], head, datagram[12:], *ready.several))
+        return datagram[:2] + head + datagram[12:] + ready.tail
+
+    def answer(self, query: Query, tcp: bool) -> bytes | NotOurs:
+        """The answer, or that it is not ours to give."""
+        if query.edns is not None and query.edns.version:
+            return build_reply(query, tcp, rcode=BADVERS)
+        if not query.questions:
+            return build_reply(query, tcp, rcode=SERVFAIL)
+        name = query.name
+        if query.rtype != DS:
+            if name.endswith(self._wire) and self._at_label(name):
+                return self._local(query, name, tcp)
+            for zone, size, digits in ((_REVERSE4, 4, 4), (_REVERSE6, 16, 32)):
+                if name.endswith(zone):
+                    return self._reverse(query, _reverse_address(name[: -len(zone)], size, digits), size, tcp)
+        if name[0] + 2 >= len(name):
+            # One label, or none: it may be short for a name of ours.
+            return self._local(query, name[:-1] + self._wire if name[0] else b"", tcp, short=True)
+        return NotOurs(SERVFAIL)
+
+    def _at_label(self, name: bytes) -> bool:
+        """Whether the domain begins where a label of the name does."""
+        position, domain = 0, len(name) - len(self._wire)
+        while position < domain:
+            position += name[position] + 1
+        return position == domain
+
+    def _local(self, query: Query, name: bytes, tcp: bool, *, short: bool = False) -> bytes | NotOurs:
+        if query.questions != 1:
+            return build_reply(query, tcp, rcode=NXDOMAIN)
+        assert self._v4 is not None and self._v6 is not None
+        text = text_name(name) if name else None
+        lower = text.lower() if text is not None else ""
+        v4, v6 = self._v4.addresses(lower), self._v6.addresses(lower)
+        apex = name == self._wire and not short
+        if not v4 and not v6 and not apex:
+            if short:
+                return NotOurs(NXDOMAIN)
+            if query.rtype == TXT:
+                self._probed(name)
+            return build_reply(query, tcp, rcode=NXDOMAIN, authority=[self._soa_record(query.name)])
+        answers: list[bytes] = []
+        if query.rtype == A:
+            answers = [record(_ASKED, A, self._ttl, address.to_bytes(4, "big")) for address in v4]
+        elif query.rtype == AAAA:
+            answers = [record(_ASKED, AAAA, self._ttl, address.to_bytes(16, "big")) for address in v6]
+        elif apex and query.rtype == SOA:
+            answers = [self._soa_record(query.name)]
+        elif apex and query.rtype == NS:
+            answers = [record(_ASKED, NS, self._ttl, self._ns)]
+        keep = query.rtype in (A, AAAA) and name == wire_name(lower)
+        return self._give(query, answers, tcp, keep, [] if answers else [self._soa_record(query.name)])
+
+    def _reverse(self, query: Query, address: int | None, size: int, tcp: bool) -> bytes | NotOurs:
+        if query.questions != 1:
+            return build_reply(query, tcp, rcode=NXDOMAIN)
+        if query.rtype != PTR or address is None:
+            return NotOurs(NXDOMAIN if size == 4 else SERVFAIL)
+        table = self._v4 if size == 4 else self._v6
+        assert table is not None
+        hostname = table.hostname(address)
+        target = wire_name(hostname) if hostname is not None else None
+        if target is None:
+            return NotOurs(SERVFAIL)
+        return self._give(query, [record(_ASKED, PTR, self._ttl, target)], tcp, True, [])
+
+    def _give(self, query: Query, answers: list[bytes], tcp: bool, keep: bool, authority: list[bytes]) -> bytes:
+        """An answer of ours about what exists; kept if it is of the usual kind."""
+        size = HEADER.size + len(query.question) + sum(map(len, answers)) + sum(map(len, authority))
+        if keep and size <= MIN_SIZE and query.question.endswith(_IN):
+            heads = self._heads_for(len(answers), len(authority))
+            tail = b"".join((*answers, *authority))
+            self._ready[query.question.lower()] = _Ready(heads, tail, list(answers) if len(answers) > 1 else [])
+        if len(answers) > 1:
+            self._shuffle(answers)
+        return build_reply(query, tcp, authoritative=True, answers=answers, authority=authority)
+
+    def _heads_for(self, answers: int, authority: int) -> dict[bytes, bytes]:
+        """Headers behind the id, of queries with one question and of the answers to them."""
+        heads = self._heads.get((answers, authority))
+        if heads is None:
+            heads = self._heads[answers, authority] = {}
+            counts = b"\0\1" + answers.to_bytes(2, "big") + authority.to_bytes(2, "big") + b"\0\0"
+            for bits in product((0, RECURSION_DESIRED), (0, AUTHENTIC), (0, CHECKING_DISABLED)):
+                flags = sum(bits)
+                answer = reply_flags(flags, NOERROR, True).to_bytes(2, "big") + counts
+                heads[flags.to_bytes(2, "big") + _ONE_QUESTION] = answer
+        return heads
+
+    def _soa_record(self, asked: bytes) -> bytes:
+        """The domain's SOA: how long to remember that something is not there. Its owner points into the question."""
+        offset = HEADER.size + len(asked) - len(self._wire)
+        owner = (0xC000 | offset).to_bytes(2, "big") if asked.endswith(self._wire) else self._wire
+        return record(owner, SOA, self._ttl, self._soa)
+
+
+def reverse_name(address: int, size: int) -> bytes:
+    """The wire form of the name that an address of `size` bytes has in the reverse zones."""
+    packed = address.to_bytes(size, "big")
+    if size == 4:
+        labels = [str(octet).encode() for octet in reversed(packed)]
+    else:
+        labels = [digit.encode() for digit in reversed(packed.hex())]
+    return b"".join(bytes((len(label),)) + label for label in labels) + (_REVERSE4 if size == 4 else _REVERSE6)
+
+
+def _reverse_address(labels: bytes, size: int, digits: int) -> int | None:
+    """The address that labels name, None where they are no whole address."""
+    parts = []
+    position = 0
+    while position < len(labels):
+        parts.append(labels[position + 1 : position + 1 + labels[position]])
+        position += labels[position] + 1
+    if len(parts) != digits or position != len(labels):
+        return None
+    try:
+        if size == 4:
+            octets = [int(part) for part in reversed(parts) if part.isdigit() and len(part) <= 3]
+            return int.from_bytes(bytes(octets), "big") if len(octets) == 4 else None
+        return int(b"".join(reversed(parts)), 16) if all(len(part) == 1 and part.isalnum() for part in parts) else None
+    except ValueError:
+        return None

@@ -1,0 +1,118 @@
+"""One table's gossip: what arrives is merged, what we change is said, once a turn of the event loop.
+
+Source: DNS spec §3, §4; §14 (F2, F4).
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from dns.entries import MAX_SKEW, Entry, merged
+from dns.gossip_wire import Family, Message, decode, encode
+from dns.table import NameTable, Received
+from mesh.gob import GobError
+from mesh.names import PeerName, format_peer_name
+from mesh.seams import Gossip, GossipError
+
+
+class NameChannel:
+    """The user of one channel (`mesh.seams.Gossiper`). `soon(call)` makes a call at the end of the turn."""
+
+    def __init__(
+        self,
+        family: Family,
+        table: NameTable,
+        now: Callable[[], int],
+        soon: Callable[[Callable[[], None]], Any],
+        log: logging.Logger,
+    ) -> None:
+        self._family = family
+        self._table = table
+        self._now = now
+        self._soon = soon
+        self._log = log
+        self._gossip: Gossip | None = None
+        self._pending: Message | None = None
+        # Seconds that a peer's clock is ahead of ours, of those with whom it cost a message.
+        self.skews: dict[PeerName, int] = {}
+
+    def speak(self, gossip: Gossip) -> None:
+        """Where to speak."""
+        self._gossip = gossip
+
+    def say(self, entries: list[Entry]) -> None:
+        """Broadcast entries of ours, together with what else is said in this turn."""
+        if not entries:
+            return
+        message = Message(self._now(), entries)
+        if self._pending is not None:
+            self._pending = self._pending.merge(message)
+        else:
+            self._pending = message
+            self._soon(self._flush)
+
+    def _flush(self) -> None:
+        message, self._pending = self._pending, None
+        if message is not None and self._gossip is not None:
+            self._gossip.broadcast(encode(self._family, message))
+
+    # --- what arrives ---
+
+    def on_unicast(self, sender: PeerName, message: bytes) -> None:
+        """Nobody sends any."""
+
+    def on_broadcast(self, source: PeerName, message: bytes) -> bytes | None:
+        theirs = self._read(message, source)
+        if theirs is None:
+            return None
+        received = self._receive(theirs)
+        if not received.kept:
+            return None
+        if received.kept == theirs.entries:
+            return message
+        return encode(self._family, Message(theirs.timestamp, merged(received.kept)))
+
+    def on_gossip(self, message: bytes) -> bytes | None:
+        theirs = self._read(message, None)
+        if theirs is None:
+            return None
+        news = self._receive(theirs).news
+        return encode(self._family, Message(self._now(), news)) if news else None
+
+    def gossip(self) -> bytes | None:
+        """The whole table. An empty one is said too: Weave Net does, and shows so that it has the channel."""
+        if self._family is Family.V6 and not len(self._table):
+            return None
+        return encode(self._family, Message(self._now(), sorted(self._table.entries())))
+
+    def peer_gone(self, name: PeerName) -> None:
+        """A peer left the mesh."""
+        self.skews.pop(name, None)
+        self._table.peer_gone(name)
+
+    def _read(self, data: bytes, source: PeerName | None) -> Message | None:
+        """A message, None where clocks differ too much. Raises GossipError where it is none."""
+        try:
+            message = decode(self._family, data)
+        except GobError as error:
+            raise GossipError(f"names: {error}") from error
+        skew = message.timestamp - self._now()
+        if abs(skew) <= MAX_SKEW:
+            if source is not None:
+                self.skews.pop(source, None)
+            return message
+        # To go on with it would make Weave Net peers close their connections to us.
+        if source is not None and source not in self.skews:
+            self._log.warning(
+                "names of %s ignored: host clock skew of %ds exceeds %ds limit; set the clocks right",
+                format_peer_name(source), skew, MAX_SKEW,
+            )  # fmt: skip
+            self.skews[source] = skew
+        elif source is None:
+            self._log.debug("names ignored: host clock skew of %ds exceeds %ds limit", skew, MAX_SKEW)
+        return None
+
+    def _receive(self, message: Message) -> Received:
+        received = self._table.receive(message.entries, self._now())
+        self.say(received.ours)
+        return received
