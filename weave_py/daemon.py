@@ -13,7 +13,6 @@ import os
 import random
 import secrets
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from overlay.forwarding import FrameRouter
 from overlay.switch import OverlaySwitch
 from sleeve.datapath import SleeveDataPath
 from sleeve.tap import TapPort
-from weave_py import __version__, http, report
+from weave_py import __version__, http, report, systemd
 from weave_py.agreement import Digest
 from weave_py.agreement_gossip import AgreementGossip
 from weave_py.begin import choose_name, choose_peers, open_store
@@ -96,11 +95,12 @@ class Daemon:
             await self._start()
             self._mark(running=True)
             # Names are resolved once the router answers: a slow resolver delays nobody.
-            tasks = [loop.create_task(self._expire_addresses()), loop.create_task(self._connect_given())]
-            _notify("READY=1")
+            work = (self._expire_addresses(), self._connect_given(), systemd.show_life())
+            tasks = [loop.create_task(one) for one in work]
+            systemd.notify(systemd.READY)
             await self._stop.wait()
             self._log.info("=== received SIGINT/SIGTERM ===\n*** exiting")
-            _notify("STOPPING=1")
+            systemd.notify(systemd.STOPPING)
             self._mark(running=False)
         finally:
             for task in tasks:
@@ -301,15 +301,6 @@ def _dump_tasks(loop: asyncio.AbstractEventLoop) -> None:
     """What every task waits for, on stderr; the threads' stacks stand before it."""
     for task in asyncio.all_tasks(loop):
         task.print_stack(file=sys.stderr)
-
-
-def _notify(state: str) -> None:
-    """Tell systemd, where it asked (sd_notify(3))."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path:
-        address = "\0" + path[1:] if path.startswith("@") else path
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(state.encode(), address)
 
 
 def run(settings: Settings, log: logging.Logger) -> int:

@@ -216,9 +216,7 @@ def test_hosts_file(place: Place, web: str) -> None:
 
 def test_names_of_no_container(place: Place) -> None:
     place.ok("dns-add", "10.200.100.123", "10.200.100.124", "-h", "printer.weave.local")
-    assert place.router.names == [
-        ("weave:extern", f"10.200.100.{last}", "printer.weave.local") for last in (123, 124)
-    ]
+    assert place.router.names == [("weave:extern", f"10.200.100.{last}", "printer.weave.local") for last in (123, 124)]
     place.ok("dns-remove", "10.200.100.123", "-h", "printer.weave.local")
     assert len(place.router.names) == 1
     assert place.weave("dns-add", place.container)[2] == (
