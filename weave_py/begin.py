@@ -63,7 +63,10 @@ def choose_name(settings: Settings, store: Store, log: logging.Logger) -> PeerNa
                 *(format_peer_name(name), store.path, format_peer_name(found)),
             )
     if name != stored:
-        store.set_peer_name(name)
+        copy = store.set_peer_name(name)
+        if copy is not None and stored is not None:
+            former = format_peer_name(stored)
+            log.warning("Deleting persisted data for peername %s; a copy of the state is %s", former, copy)
     return name
 
 

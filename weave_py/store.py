@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mesh.names import PeerName
+from mesh.names import PeerName, format_peer_name
 from weave_py import weave_net
 from weave_py.store_file import StateFile, StoreError
 from weave_py.store_schema import LATEST, Value, checksum, climb
@@ -161,9 +161,18 @@ class Store:
         value = self._fact(_PEER_NAME)
         return PeerName(value) if isinstance(value, int) else None
 
-    def set_peer_name(self, name: PeerName) -> None:
-        """Keep a name, durably."""
-        self._set_fact(_PEER_NAME, name)
+    def set_peer_name(self, name: PeerName) -> str | None:
+        """Keep a name, durably. Under another one than before, ring and addresses are no longer ours: they are
+        deleted, and what is returned is the name of a copy of the file as it was."""
+        before, copy = self.peer_name(), None
+        if before not in (None, name) and (self.ring() is not None or self.owned()):
+            copy = self.file.copy(format_peer_name(PeerName(before or 0)).replace(":", ""))
+        with self.file.transaction() as connection:
+            if before not in (None, name):
+                connection.execute("DELETE FROM facts WHERE name = ?", (_RING,))
+                connection.execute("DELETE FROM owned")
+            _put(connection, "facts", _PEER_NAME, name)
+        return copy
 
     def was_running(self) -> bool:
         """The restart marker: a run began and did not end in order. Without a stored list it says nothing."""

@@ -77,6 +77,18 @@ class StateFile:
             except _UNREADABLE as error:
                 raise StoreError(f"unable to write {self.path}: {_reason(error)}") from error
 
+    def copy(self, word: str) -> str:
+        """A copy of the file as it is now, beside it; its name, which ends in the word."""
+        with self._turn:
+            name, count = f"{self.path}.{word}", 1
+            while os.path.lexists(name):
+                name, count = f"{self.path}.{word}.{count}", count + 1
+            try:
+                self._connection.execute("VACUUM INTO ?", (name,))
+            except _UNREADABLE as error:
+                raise StoreError(f"unable to write {name}: {_reason(error)}") from error
+            return name
+
     def close(self) -> None:
         """Done with it; others may open it."""
         with self._turn:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from ipam.seams import Change, Cidr, JournalError, Owned, Saved
 from mesh.names import PeerName
 from weave_py.store import Exposed, Name, Store, StoreError
+from weave_py.store_ipam import IpamJournal
 from weave_py.store_schema import LATEST, climb
 from weave_py.weave_net import Held
 
@@ -65,6 +67,47 @@ def test_everything_survives(prefix: str) -> None:
     assert store.exposed() == [Exposed("10.32.0.1/12", False), Exposed("10.40.0.1/24", True)]
     assert store.flag("peer-reclaim") == "ok"
     assert (store.lost, store.imported) == (None, None)
+    store.close()
+
+
+def test_the_journal(prefix: str) -> None:
+    store = Store(prefix)
+    journal = IpamJournal(store)
+    assert journal.load() is None
+    one, six = Cidr.parse("10.32.0.1/12"), Cidr.parse("fd00::1/64")
+    journal.commit(Change(owned={"c1": Owned(True, (one, six)), "c2": Owned(False, ())}))
+    assert journal.load() == Saved(None, {"c1": Owned(True, (one, six)), "c2": Owned(False, ())})
+    journal.commit(Change(ring=b"ring", owned={"c2": None}))
+    journal.commit(Change())
+    store.close()
+    store = Store(prefix)
+    journal = IpamJournal(store)
+    assert journal.load() == Saved(b"ring", {"c1": Owned(True, (one, six))})
+    store.commit_addresses(None, {"odd": Held(True, ("10.32.0.1/99",))})
+    with pytest.raises(JournalError, match=r"unable to read .*data\.sqlite: invalid CIDR address: 10\.32\.0\.1/99"):
+        journal.load()
+    store.close()
+    with pytest.raises(JournalError, match="unable to write"):
+        journal.commit(Change(ring=b"late"))
+
+
+def test_addresses_belong_to_a_name(prefix: str) -> None:
+    store = Store(prefix)
+    assert store.set_peer_name(PeerName(1)) is None
+    store.commit_addresses(b"ring", {"c": Held(True, ("10.32.0.1/12",))})
+    store.set_direct_peers(["10.0.0.2"])
+    assert store.set_peer_name(PeerName(1)) is None
+    assert store.ring() == b"ring"
+    copy = store.set_peer_name(PeerName(2))
+    assert copy == f"{prefix}data.sqlite.000000000001"
+    assert (store.peer_name(), store.ring(), store.owned(), store.direct_peers()) == (2, None, {}, ["10.0.0.2"])
+    assert store.set_peer_name(PeerName(1)) is None, "there is nothing to copy"
+    store.commit_addresses(b"ring again", {})
+    store.set_peer_name(PeerName(3))
+    store.close()
+    Path(copy).rename(f"{prefix}-copydata.sqlite")
+    store = Store(f"{prefix}-copy")
+    assert (store.peer_name(), store.ring(), list(store.owned())) == (1, b"ring", ["c"])
     store.close()
 
 
