@@ -85,7 +85,8 @@ class StateFile:
                 name, count = f"{self.path}.{word}.{count}", count + 1
             try:
                 self._connection.execute("VACUUM INTO ?", (name,))
-            except _UNREADABLE as error:
+                _sync(name)
+            except (OSError, *_UNREADABLE) as error:
                 raise StoreError(f"unable to write {name}: {_reason(error)}") from error
             return name
 
@@ -156,7 +157,7 @@ class StateFile:
         finally:
             connection.close()
         os.rename(f"{self.path}.new", self.path)
-        _sync_directory(self.path)
+        _sync(self.path)
 
     def _lost_before(self) -> str | None:
         """A start may have ended between moving a damaged file aside and making the next: then that is still true."""
@@ -179,7 +180,6 @@ class StateFile:
         # An index of the log, which SQLite makes anew.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self.path}-shm")
-        _sync_directory(self.path)
         return name
 
 
@@ -222,12 +222,14 @@ def _locked(path: str, of: str) -> int:
     return descriptor
 
 
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sync(path: str) -> None:
+    """A file whose content may still be on its way, and the directory that names it."""
+    for place, flags in ((path, os.O_RDONLY), (os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)):
+        descriptor = os.open(place, flags)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _code(error: sqlite3.Error) -> int:
