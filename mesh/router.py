@@ -156,6 +156,9 @@ class Router:
     def knows(self, name: PeerName) -> bool:
         return self.topology.knows(name)
 
+    def names(self) -> Iterable[PeerName]:
+        return self.topology.names()
+
     def unicast(self, destination: PeerName) -> PeerName | None:
         return self.routes.unicast.get(destination)
 

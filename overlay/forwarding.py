@@ -14,6 +14,7 @@ from mesh.names import PeerName, format_peer_name, peer_label
 from overlay.frames import ETHERNET_HEADER, is_special
 from overlay.mac import Learned, MacTable
 from overlay.seams import Bridge, Topology
+from overlay.table import TableWriter
 
 _STP = b"\x01\x80\xc2\x00\x00\x00"
 _GROUP = 0x01
@@ -44,7 +45,10 @@ class _LineBudget:
 
 
 class FrameRouter:
-    """The frame router of one node (`overlay.seams.FrameSink`). `clock` gives monotonic seconds."""
+    """The frame router of one node (`overlay.seams.FrameSink`). `clock` gives monotonic seconds.
+
+    `writer` keeps a table in step by which most frames are forwarded without coming here.
+    """
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class FrameRouter:
         clock: Callable[[], float],
         log: logging.Logger,
         packet_debug: bool = False,
+        writer: TableWriter | None = None,
     ) -> None:
         self._topology = topology
         self._ourself = topology.ourself
@@ -63,7 +68,11 @@ class FrameRouter:
         self._clock = clock
         self._log = log
         self._packet_debug = packet_debug
-        self.macs = MacTable(self._ourself)
+        self._writer = writer
+        if writer is None:
+            self.macs = MacTable(self._ourself)
+        else:
+            self.macs = MacTable(self._ourself, changed=writer.table.address, seen=writer.table.seen)
         self.counts: Counter[str] = Counter()
         self._discoveries = _LineBudget()
         self._refusals = _LineBudget(burst=10.0, per_second=0.1)
@@ -157,6 +166,8 @@ class FrameRouter:
         link.send(source, destination, frame, broadcast=False)
 
     def _flood(self, source: PeerName, frame: bytes) -> None:
+        if self._writer is not None:
+            self._writer.flooded(source)
         for hop in self._topology.broadcast(source):
             link = self._link(hop)
             if link is None:

@@ -7,9 +7,12 @@ here the first frame after the guard heals it (frames that we put on the bridge 
 only a loop outside can reflect). Each peer may claim a bounded number of addresses, and all remote peers together
 another, so that forged sources push out neither local addresses nor those of peers with few. What makes room is
 an address that was not heard again since it was learned, where there is one. Source: data plane spec §6.1.
+
+Where frames are forwarded without us, whoever does it follows the table through `changed` and is asked through `seen`
+when it last met an address.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -40,9 +43,20 @@ class MacTable:
     """Addresses (6 bytes) and their peers. `now` is monotonic, in seconds.
 
     `per_peer` bounds the addresses of each peer, ourself included; `remote` those of all other peers together.
+    `changed` is called with an address and its new owner, None where it was forgotten.
     """
 
-    def __init__(self, ourself: PeerName, *, per_peer: int = MAX_PER_PEER, remote: int = MAX_REMOTE) -> None:
+    def __init__(
+        self,
+        ourself: PeerName,
+        *,
+        per_peer: int = MAX_PER_PEER,
+        remote: int = MAX_REMOTE,
+        changed: Callable[[bytes, PeerName | None], None] = lambda mac, owner: None,
+        seen: Callable[[bytes], float] = lambda mac: 0.0,
+    ) -> None:
+        self._changed = changed
+        self._seen = seen
         self._ourself = ourself
         self._per_peer = per_peer
         self._max_remote = remote
@@ -65,7 +79,7 @@ class MacTable:
         if known is not None and known.owner == self._ourself:
             known.last_seen = now
             return Learned.KNOWN
-        if known is not None and now - known.last_seen < REFLECTION_GUARD:
+        if known is not None and now - self._last_seen(mac, known) < REFLECTION_GUARD:
             return Learned.REFUSED
         return self._set(mac, self._ourself, now)
 
@@ -84,7 +98,12 @@ class MacTable:
         self._make_room(peer)
         self._addresses[mac] = _Address(peer, now)
         self._of_peer.setdefault(peer, {})[mac] = now
+        self._changed(mac, peer)
         return Learned.NEW if old is None else Learned.MOVED
+
+    def _last_seen(self, mac: bytes, known: _Address) -> float:
+        known.last_seen = max(known.last_seen, self._seen(mac))
+        return known.last_seen
 
     def _make_room(self, peer: PeerName) -> None:
         if len(self._of_peer.get(peer, ())) >= self._per_peer:
@@ -101,26 +120,30 @@ class MacTable:
         owned = self._of_peer[peer]
         while True:
             mac, queued = next(iter(owned.items()))
-            last_seen = self._addresses[mac].last_seen
+            last_seen = self._last_seen(mac, self._addresses[mac])
             del owned[mac]
             if last_seen <= queued:
                 break
             owned[mac] = last_seen
         del self._addresses[mac]
+        self._changed(mac, None)
         self.evicted += 1
 
     def forget_peer(self, peer: PeerName) -> None:
         """A peer is gone, and its addresses with it."""
         for mac in self._of_peer.pop(peer, {}):
             del self._addresses[mac]
+            self._changed(mac, None)
 
     def expire(self, now: float) -> None:
         """Forget what was not seen for ten minutes."""
-        for mac in [mac for mac, known in self._addresses.items() if now - known.last_seen > MAX_AGE]:
+        old = [mac for mac, known in self._addresses.items() if now - self._last_seen(mac, known) > MAX_AGE]
+        for mac in old:
             known = self._addresses.pop(mac)
             del self._of_peer[known.owner][mac]
+            self._changed(mac, None)
 
     def rows(self) -> Iterator[tuple[bytes, PeerName, float]]:
         """(address, peer, last seen) for status."""
         for mac, known in sorted(self._addresses.items()):
-            yield mac, known.owner, known.last_seen
+            yield mac, known.owner, self._last_seen(mac, known)

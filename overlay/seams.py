@@ -5,7 +5,7 @@ frame router; the frame router asks the topology where they go and forwarders to
 Source: spec of the data plane, sections 2 and 6.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from mesh.names import PeerName
@@ -23,6 +23,9 @@ class Topology(Protocol):
 
     def unicast(self, destination: PeerName) -> PeerName | None:
         """Next hop to a peer over links established on both sides; None if there is no route."""
+
+    def names(self) -> Iterable[PeerName]:
+        """All known peers, ourself included."""
 
     def broadcast(self, source: PeerName) -> Sequence[PeerName]:
         """Our next hops in the broadcast tree of `source`."""
@@ -98,3 +101,19 @@ class Bridge(Protocol):
 
     def inject(self, frame: bytes) -> None:
         """Put a frame on the bridge. Never raises, never blocks: a full queue drops and counts."""
+
+
+class ForwardingTable(Protocol):
+    """Decisions of ours, written where frames are forwarded without us. What it does not hold comes up to us."""
+
+    def address(self, mac: bytes, owner: PeerName | None) -> None:
+        """Behind which peer an address is, ourself included; None: forgotten."""
+
+    def seen(self, mac: bytes) -> float:
+        """When a frame from this address was last forwarded, in the clock's seconds; 0 for never."""
+
+    def routes(self, hops: Sequence[tuple[PeerName, Forwarder | None]]) -> None:
+        """All known peers and what carries frames to each, None where we must be asked. Replaces everything."""
+
+    def flood(self, source: PeerName, hops: Sequence[Forwarder] | None) -> None:
+        """What carries on the floods of `source`; None where we must be asked. Lost with the next `routes`."""

@@ -100,6 +100,11 @@ class SwitchConnection:
             raise OverlayError(f"no working forwarders to {self.label}")
         self._best = choose_best(self.slots)
 
+    @property
+    def forwarder(self) -> Forwarder | None:
+        """What carries its frames now, if anything; it may still decline some."""
+        return None if self._best is None else self.slots[self._best].forwarder
+
     # --- the mesh's side ---
 
     def confirm(self) -> None:
@@ -176,9 +181,12 @@ class SwitchConnection:
         best = choose_best(self.slots)
         if best is None:
             self._best = None
+            self._switch.changed()
             self._events.failed(OverlayError(f"no working forwarders to {self.label}"))
             return
-        self._best = best
+        if best != self._best:
+            self._best = best
+            self._switch.changed()
         slot = self.slots[best]
         if slot.established and slot.name != self._said:
             self._said = slot.name
@@ -212,6 +220,8 @@ class OverlaySwitch:
         self._peer_gone = peer_gone
         self._extra_features = dict(extra_features or {})
         self._connections: dict[PeerName, SwitchConnection] = {}
+        # Called whenever a frame may have to go another way than before.
+        self.changed: Callable[[], None] = lambda: None
 
     @property
     def names(self) -> list[str]:
@@ -230,7 +240,7 @@ class OverlaySwitch:
         return SwitchConnection(self, params, events)
 
     def routes_changed(self) -> None:
-        """The frame router asks for routes frame by frame; nothing is cached here."""
+        self.changed()
 
     def peer_gone(self, name: PeerName) -> None:
         self._peer_gone(name)
@@ -241,10 +251,12 @@ class OverlaySwitch:
     def register(self, connection: SwitchConnection) -> None:
         """A confirmed connection takes its peer's place; an older one to the same peer is on its way out."""
         self._connections[connection.remote] = connection
+        self.changed()
 
     def unregister(self, connection: SwitchConnection) -> None:
         if self._connections.get(connection.remote) is connection:
             del self._connections[connection.remote]
+            self.changed()
 
     def link(self, hop: PeerName) -> SwitchConnection | None:
         """The connection to a neighbour."""

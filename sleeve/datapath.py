@@ -18,7 +18,7 @@ from overlay.seams import ForwarderEvents, FrameSink, Topology
 from sleeve.datagram import FRAME_OVERHEAD, DatagramError
 from sleeve.fragment import fragment
 from sleeve.link import Address, SleeveLink
-from sleeve.path import PacketPath, PlainPath
+from sleeve.path import Channel, PacketPath
 from sleeve.pmtu import PathMtu
 
 _UDP_HEADER = 8
@@ -48,8 +48,12 @@ class SleeveForwarder:
         if remote is not None:
             self._channel.aim(remote)
         self._timer: asyncio.TimerHandle | None = None
-        self._malformed = 0
         self._stopped = False
+
+    @property
+    def channel(self) -> Channel:
+        """The link's packets, for a table that leads to them."""
+        return self._channel
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -163,10 +167,8 @@ class SleeveForwarder:
             self.link.too_big(path_mtu, self._path.now())
             self._settle()
 
-    def malformed(self, error: DatagramError, sender: Address) -> None:
-        self._malformed += 1
-        if self._malformed in (1, 10, 100) or self._malformed % 1000 == 0:
-            self._log("%s from %s (%d so far)", error, _address_text(sender), self._malformed)
+    def malformed(self, error: DatagramError, sender: Address, number: int) -> None:
+        self._log("%s from %s (%d so far)", error, _address_text(sender), number)
 
     def trouble(self, reason: str | None) -> None:
         if reason is None:
@@ -181,7 +183,7 @@ class SleeveForwarder:
     # --- what follows every event ---
 
     def _settle(self) -> None:
-        self._channel.limit(self.mtu.max_payload)
+        self._channel.limit(self.mtu.max_payload, self.mtu.mtu, self.link.fragments_pass)
         self._rearm()
 
     def _rearm(self) -> None:
@@ -200,23 +202,17 @@ class SleeveForwarder:
 
 
 class SleeveDataPath:
-    """All sleeve links (`overlay.seams.DataPath`). Construction binds the UDP port: OSError where it is taken."""
+    """All sleeve links (`overlay.seams.DataPath`)."""
 
     name = "sleeve"
 
     def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        topology: Topology,
-        *,
-        host: str,
-        port: int,
-        log: logging.Logger,
+        self, loop: asyncio.AbstractEventLoop, topology: Topology, packets: PacketPath, *, log: logging.Logger
     ) -> None:
         self.loop = loop
         self.ourself = topology.ourself
         self.log = log
-        self.packets: PacketPath = PlainPath(loop, topology.ourself, host, port)
+        self.packets = packets
         self._sink: FrameSink | None = None
         self._links: dict[PeerName, SleeveForwarder] = {}
 

@@ -11,12 +11,12 @@ one datagram being filled, and one run of finished ones (64 KiB). Source: data p
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from mesh.names import NAME_SIZE, PeerName, peer_name_to_bytes
 from overlay.frames import is_special
-from overlay.seams import FrameSink
+from overlay.seams import Bridge, ForwardingTable, FrameSink
 from sleeve.datagram import (
     FRAME_OVERHEAD,
     DatagramError,
@@ -28,9 +28,12 @@ from sleeve.datagram import (
 )
 from sleeve.link import Address
 from sleeve.pmtu import UNKNOWN_PAYLOAD
+from sleeve.tap import TapPort
 from sleeve.udp import MAX_RUN, MAX_SEGMENTS, Origin, UdpSocket, udp_sockets
 
 _MAX_FRAMES = 100
+# Datagrams in a run to a peer whose socket has the kernel's default buffer, as Weave Net's has: it holds about 90.
+GENTLE_RUN = 16
 
 
 class ChannelEvents(Protocol):
@@ -42,8 +45,8 @@ class ChannelEvents(Protocol):
     def too_big(self, path_mtu: int) -> None:
         """The kernel refused a datagram; `path_mtu` bytes of IP packet would have fit."""
 
-    def malformed(self, error: DatagramError, sender: Address) -> None:
-        """A datagram under our peer's name was not what it should be."""
+    def malformed(self, error: DatagramError, sender: Address, number: int) -> None:
+        """A datagram under our peer's name was not what it should be, the `number`-th. Said ever less often."""
 
     def trouble(self, reason: str | None) -> None:
         """Sending began to fail for this reason, or works again (None). Said once per change."""
@@ -68,8 +71,16 @@ class Channel(Protocol):
     def aim(self, remote: Address) -> None:
         """Send to this address from now on."""
 
-    def limit(self, max_payload: int) -> None:
-        """How many bytes a datagram may have when more than one frame goes into it."""
+    def answer_from(self, local: str) -> None:
+        """Send from this address of ours, until aimed anew: a host with several answers from the one the peer knows."""
+
+    def limit(self, max_payload: int, mtu: int, fragments_pass: bool) -> None:
+        """What the path takes: bytes of a datagram that more than one frame goes into, bytes of inner IP packet,
+        and whether datagrams that the underlay fragments arrive.
+        """
+
+    def gentle(self) -> None:
+        """The peer's socket holds little: send it no long runs of datagrams."""
 
     def send(self, source: PeerName, destination: PeerName, frame: bytes, df: bool) -> None:
         """Queue a frame for the path with DF, or the one without."""
@@ -84,6 +95,16 @@ class Channel(Protocol):
         """Forget the key; what still waits is lost."""
 
 
+class Port(Bridge, Protocol):
+    """The bridge's TAP port."""
+
+    def start(self, captured: Callable[[bytes], None], batch_done: Callable[[], None]) -> None:
+        """Begin to read: `captured` gets each frame that nobody else forwards, `batch_done` is called after."""
+
+    def close(self) -> None:
+        """The device disappears with its descriptor."""
+
+
 class PacketPath(Protocol):
     """All channels and the sockets they share."""
 
@@ -93,6 +114,13 @@ class PacketPath(Protocol):
 
     @property
     def counts(self) -> Counter[str]: ...
+
+    @property
+    def table(self) -> ForwardingTable | None:
+        """By which frames are forwarded that nobody needs to decide about; None where all come up."""
+
+    def port(self, descriptor: int) -> Port:
+        """The TAP port of this descriptor, which is to be closed after the path."""
 
     def attach(self, sink: FrameSink) -> None:
         """Say who gets the frames that arrive."""
@@ -110,6 +138,11 @@ class PacketPath(Protocol):
 
     def close(self) -> None:
         """Close the sockets."""
+
+
+def worth_saying(number: int) -> bool:
+    """Whether the `number`-th malformed datagram is."""
+    return number in (1, 10, 100) or number % 1000 == 0
 
 
 class _Queue:
@@ -145,6 +178,7 @@ class PlainChannel:
         self._origin: Origin | None = None
         self._socket: UdpSocket | None = None
         self._max_payload = UNKNOWN_PAYLOAD
+        self._most = MAX_SEGMENTS
         self._queues = {True: _Queue(), False: _Queue()}
         self._trouble: str | None = None
         self._closed = False
@@ -155,10 +189,16 @@ class PlainChannel:
     def aim(self, remote: Address) -> None:
         self._remote = remote
         self._socket = self._path.socket_for(remote[0])
-        self._origin = None if self._socket is None else self._socket.origin(self._local)
+        self.answer_from(self._local)
 
-    def limit(self, max_payload: int) -> None:
+    def answer_from(self, local: str) -> None:
+        self._origin = None if self._socket is None else self._socket.origin(local)
+
+    def limit(self, max_payload: int, mtu: int, fragments_pass: bool) -> None:
         self._max_payload = max_payload
+
+    def gentle(self) -> None:
+        self._most = GENTLE_RUN
 
     def note(self, what: str) -> None:
         self.counts[what] += 1
@@ -211,7 +251,7 @@ class PlainChannel:
             self._send_run(queue, df)
         queue.run.append(datagram)
         queue.run_size += len(datagram)
-        if len(queue.run) >= MAX_SEGMENTS:
+        if len(queue.run) >= self._most:
             self._send_run(queue, df)
 
     def _send_run(self, queue: _Queue, df: bool) -> None:
@@ -256,13 +296,15 @@ class PlainChannel:
                     sink.received(source, destination, frame)
         except DatagramError as error:
             counts["malformed"] += 1
-            self._events.malformed(error, sender)
+            if worth_saying(counts["malformed"]):
+                self._events.malformed(error, sender, counts["malformed"])
 
 
 class PlainPath:
     """The packet path in plain Python (`PacketPath`). Binds its UDP port: OSError where it is taken."""
 
     name = "python"
+    table = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop, ourself: PeerName, host: str, port: int) -> None:
         self._loop = loop
@@ -275,6 +317,9 @@ class PlainPath:
         self._sockets = [
             UdpSocket(loop, sock, self._received, self.flush, self.counts) for sock in udp_sockets(host, port)
         ]
+
+    def port(self, descriptor: int) -> TapPort:
+        return TapPort(self._loop, descriptor, self.counts)
 
     def attach(self, sink: FrameSink) -> None:
         self._sink = sink

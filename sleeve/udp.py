@@ -91,7 +91,6 @@ class UdpSocket:
         self.v6 = sock.family == socket.AF_INET6
         self._level = socket.IPPROTO_IPV6 if self.v6 else socket.IPPROTO_IP
         self._discover = _IPV6_MTU_DISCOVER if self.v6 else _IP_MTU_DISCOVER
-        self._mtu_option = _IPV6_MTU if self.v6 else _IP_MTU
         self._any = ip_address(sock.getsockname()[0]).is_unspecified
         self._df: bool | None = None
         self._segments = True
@@ -177,7 +176,8 @@ class UdpSocket:
                 self._sock.sendmsg((datagram,), origin.ancillary, 0, to)
         except OSError as error:
             if error.errno == errno.EMSGSIZE:
-                return Refused("over-path-mtu", self._path_mtu(to, origin))
+                local = origin.address if origin is not None and origin.ancillary else None
+                return Refused("over-path-mtu", path_mtu(to, local))
             if error.errno in _NOT_OURS and origin is not None and origin.ancillary:
                 # The address may be no longer ours: if so, any other is better than none.
                 refused = self._send_one(datagram, to, None)
@@ -187,17 +187,6 @@ class UdpSocket:
             reason = _REASONS.get(error.errno or 0, "send-error")
             return Refused(reason, lasting=error.errno not in _FULL)
         return None
-
-    def _path_mtu(self, to: Address, origin: Origin | None) -> int | None:
-        """What the kernel knows of the path; only a connected socket tells."""
-        with socket.socket(self._sock.family, socket.SOCK_DGRAM) as probe:
-            try:
-                if origin is not None and origin.ancillary:
-                    probe.bind((origin.address, 0))
-                probe.connect(to)
-                return probe.getsockopt(self._level, self._mtu_option)
-            except OSError:
-                return None
 
     def _readable(self) -> None:
         receive = self._sock.recvmsg
@@ -224,6 +213,39 @@ class UdpSocket:
         self._batch_done()
 
 
+def path_mtu(to: Address, local: str | None) -> int | None:
+    """What the kernel knows of the path from a local address: bytes of IP packet. Only a connected socket tells."""
+    v6 = ":" in to[0]
+    level, option = (socket.IPPROTO_IPV6, _IPV6_MTU) if v6 else (socket.IPPROTO_IP, _IP_MTU)
+    with socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            if local is not None:
+                probe.bind((local, 0))
+            probe.connect(to)
+            return probe.getsockopt(level, option)
+        except OSError:
+            return None
+
+
+def sending_twin(sock: socket.socket) -> socket.socket:
+    """A second socket on a bound one's address and port, so that each send path has its own. Raises OSError.
+
+    The port is shared only now, when nobody else can have it; what arrives is spread over both.
+    """
+    twin = socket.socket(sock.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        for each in (sock, twin):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if sock.family == socket.AF_INET6:
+            twin.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        _enlarge(twin)
+        twin.bind(sock.getsockname())
+    except OSError:
+        twin.close()
+        raise
+    return twin
+
+
 def udp_sockets(host: str, port: int) -> list[socket.socket]:
     """Bound, non-blocking sockets: IPv4 and, where the host has it, IPv6; or the one family of `host`.
 
@@ -244,8 +266,7 @@ def udp_sockets(host: str, port: int) -> list[socket.socket]:
             sockets.append(sock)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            for force, plain in ((_SO_SNDBUFFORCE, socket.SO_SNDBUF), (_SO_RCVBUFFORCE, socket.SO_RCVBUF)):
-                _enlarge(sock, force, plain)
+            _enlarge(sock)
             sock.bind((host, port))
     except OSError:
         for sock in sockets:
@@ -254,8 +275,9 @@ def udp_sockets(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-def _enlarge(sock: socket.socket, force: int, plain: int) -> None:
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, force, _BUFFER)
-    except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, plain, _BUFFER)
+def _enlarge(sock: socket.socket) -> None:
+    for force, plain in ((_SO_SNDBUFFORCE, socket.SO_SNDBUF), (_SO_RCVBUFFORCE, socket.SO_RCVBUF)):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, force, _BUFFER)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, plain, _BUFFER)

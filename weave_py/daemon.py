@@ -31,8 +31,10 @@ from mesh.names import PeerName, format_peer_name, peer_label
 from mesh.tcp import MeshService, split_peer
 from overlay.forwarding import FrameRouter
 from overlay.switch import OverlaySwitch
+from overlay.table import TableWriter
+from sleeve.choice import packet_path
 from sleeve.datapath import SleeveDataPath
-from sleeve.tap import TapPort
+from sleeve.path import Port
 from weave_py import __version__, http, report, systemd
 from weave_py.agreement import Digest
 from weave_py.agreement_gossip import AgreementGossip
@@ -56,7 +58,7 @@ class _Parts:
     service: MeshService
     sleeve: SleeveDataPath
     frames: FrameRouter
-    tap: TapPort
+    tap: Port
     agreement: AgreementGossip
 
 
@@ -128,13 +130,27 @@ class Daemon:
         uid = secrets.randbits(64) or 1
         service = MeshService(config, uid=uid, rng=random.Random(secrets.randbits(256)), log=log)
         try:
-            sleeve = SleeveDataPath(loop, service.router, host=settings.host, port=settings.port, log=log)
+            packets = packet_path(loop, name, settings.host, settings.port, log)
         except OSError as error:
             raise _address_error("udp", settings, error) from error
-        port = TapPort(loop, tap, sleeve.counts)
+        except ValueError as error:
+            raise StartError(str(error)) from error
+        sleeve = SleeveDataPath(loop, service.router, packets, log=log)
+        port = packets.port(tap)
         switch = OverlaySwitch([sleeve], log=log, peer_gone=lambda gone: frames.macs.forget_peer(gone))
+        writer = None
+        # To show every packet is to see it here.
+        if packets.table is not None and not settings.packet_debug:
+            writer = TableWriter(service.router, switch.link, packets.table, loop.call_soon)
+            switch.changed = writer.request
         frames = FrameRouter(
-            service.router, port, switch.link, clock=loop.time, log=log, packet_debug=settings.packet_debug
+            service.router,
+            port,
+            switch.link,
+            clock=loop.time,
+            log=log,
+            packet_debug=settings.packet_debug,
+            writer=writer,
         )
         sleeve.attach(frames)
         service.attach_overlay(switch)
@@ -232,7 +248,7 @@ class Daemon:
             "MACs": addresses or None,
             "Frames": dict(sorted(parts.frames.counts.items())),
             "Sleeve": {
-                "Implementation": "python",
+                "Implementation": parts.sleeve.packets.name,
                 "Counts": dict(sorted(parts.sleeve.counts.items())),
                 "Links": [
                     {

@@ -146,6 +146,9 @@ class View:
     def knows(self, name: PeerName) -> bool:
         return name in self._world.links
 
+    def names(self) -> list[PeerName]:
+        return [PeerName(name) for name in self._world.links]
+
     def unicast(self, destination: PeerName) -> PeerName | None:
         parent, _ = self._world.tree(self.ourself)
         hop = destination

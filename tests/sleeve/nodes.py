@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from mesh.names import PeerName
 from mesh.seams import ConnectionParams
 from sleeve.datapath import SleeveDataPath, SleeveForwarder
+from sleeve.native import NativePath
+from sleeve.path import PacketPath, PlainPath
 from tests.namespaces import namespace, run, within
 
 PORT = 6783
 UID = 0x0102030405060708
 KEY = bytes(range(32))
+PATHS: dict[str, type[PlainPath] | type[NativePath]] = {"python": PlainPath, "native": NativePath}
 MAC = {1: b"\2\0\0\0\0\1", 2: b"\2\0\0\0\0\2"}
 
 
@@ -38,6 +41,9 @@ class Peers:
 
     def knows(self, name: PeerName) -> bool:
         return True
+
+    def names(self) -> list[PeerName]:
+        return [PeerName(1), PeerName(2)]
 
     def unicast(self, destination: PeerName) -> PeerName | None:
         return destination
@@ -105,12 +111,14 @@ class Node:
         self.path.loop.call_soon(self.peer.forwarder.control_message, tag, payload)
 
 
-def make(number: int, host: str, port: int = PORT) -> Node:
-    """A node, bound."""
+def make(number: int, host: str, port: int = PORT, packets: str = "python") -> Node:
+    """A node, bound, with the packet path of this name."""
     log = logging.Logger(f"node{number}")
     lines = Lines()
     log.addHandler(lines)
-    node = Node(SleeveDataPath(asyncio.get_running_loop(), Peers(number), host=host, port=port, log=log), lines)
+    loop = asyncio.get_running_loop()
+    path: PacketPath = PATHS[packets](loop, PeerName(number), host, port)
+    node = Node(SleeveDataPath(loop, Peers(number), path, log=log), lines)
     node.path.attach(node)
     return node
 
@@ -141,12 +149,24 @@ Scenario = Callable[[Node, Node], Awaitable[None]]
 ADDRESSES = {4: (("127.0.0.1", PORT), ("127.0.0.2", PORT)), 6: (("fd00::1", PORT), ("fd00::2", PORT))}
 
 
-def play(scenario: Scenario, *, family: int = 4, key: bytes | None = KEY, mtu: int = 1500, wait: bool = True) -> None:
-    """Run a scenario between two nodes, established unless `wait` is false, on a loopback of this MTU."""
+def play(
+    scenario: Scenario,
+    packets: tuple[str, str],
+    *,
+    family: int = 4,
+    key: bytes | None = KEY,
+    mtu: int = 1500,
+    wait: bool = True,
+) -> None:
+    """Run a scenario between two nodes, established unless `wait` is false, on a loopback of this MTU.
+
+    `packets` names the packet path of each.
+    """
 
     async def played() -> None:
         addresses = ADDRESSES[family]
-        one, two = make(1, addresses[0][0]), make(2, addresses[1][0])
+        one = make(1, addresses[0][0], packets=packets[0])
+        two = make(2, addresses[1][0], packets=packets[1])
         try:
             join(one, two, addresses, key)
             if wait:
