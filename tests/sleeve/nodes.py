@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from mesh.names import PeerName
 from mesh.seams import ConnectionParams
 from sleeve.datapath import SleeveDataPath, SleeveForwarder
-from sleeve.native import NativePath
 from sleeve.path import PacketPath, PlainPath
 from tests.namespaces import namespace, run, within
 
 PORT = 6783
 UID = 0x0102030405060708
 KEY = bytes(range(32))
-PATHS: dict[str, type[PlainPath] | type[NativePath]] = {"python": PlainPath, "native": NativePath}
+NO_CORE = "the native core is not built: it needs gcc and libsodium-dev, then script/bootstrap --dev"
 MAC = {1: b"\2\0\0\0\0\1", 2: b"\2\0\0\0\0\2"}
 
 
@@ -117,10 +116,18 @@ def make(number: int, host: str, port: int = PORT, packets: str = "python") -> N
     lines = Lines()
     log.addHandler(lines)
     loop = asyncio.get_running_loop()
-    path: PacketPath = PATHS[packets](loop, PeerName(number), host, port)
+    path = _path(packets, loop, PeerName(number), host, port)
     node = Node(SleeveDataPath(loop, Peers(number), path, log=log), lines)
     node.path.attach(node)
     return node
+
+
+def _path(packets: str, loop: asyncio.AbstractEventLoop, ourself: PeerName, host: str, port: int) -> PacketPath:
+    if packets == "python":
+        return PlainPath(loop, ourself, host, port)
+    from sleeve.native import NativePath
+
+    return NativePath(loop, ourself, host, port)
 
 
 def join(one: Node, two: Node, addresses: tuple[tuple[str, int], tuple[str, int]], key: bytes | None) -> None:

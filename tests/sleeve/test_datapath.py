@@ -14,6 +14,7 @@ from tests.namespaces import run
 from tests.sleeve.nodes import (
     ADDRESSES,
     KEY,
+    NO_CORE,
     PORT,
     UID,
     Node,
@@ -36,6 +37,8 @@ ENDS = [("python", "python"), ("native", "native"), ("native", "python"), ("pyth
 def packets(request: pytest.FixtureRequest) -> tuple[str, str]:
     """Which packet path each end has: the plain one and the core are to be told apart by nobody."""
     ends: tuple[str, str] = request.param
+    if "native" in ends:
+        pytest.importorskip("sleeve._sleeve", reason=NO_CORE)
     return ends
 
 
