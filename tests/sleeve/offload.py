@@ -1,6 +1,6 @@
 """The reference for offloads: what the kernel does with frames that carry a virtio-net header. Slow and plain.
 
-`finish` fills in a checksum, `cut` makes segments, `build_*` make frames. Source: virtio 1.2, §5.1.6.2.
+`cut` finishes a frame: checksum and segments; `Packet` makes one, finished or not. Source: virtio 1.2, §5.1.6.2.
 """
 
 import struct
@@ -13,7 +13,7 @@ TCP4, TCP6, UDP = 1, 4, 5
 
 def ones_complement(data: bytes) -> int:
     """The internet checksum's sum, folded, in network order."""
-    total = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + b"\0" * (len(data) & 1)))
+    total: int = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + b"\0" * (len(data) & 1)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total
@@ -36,7 +36,7 @@ class Vnet:
     def read(cls, data: bytes) -> "Vnet":
         return cls(*struct.unpack_from("=BBHHHH", data))
 
-    def bytes(self) -> bytes:
+    def octets(self) -> bytes:
         return struct.pack(
             "=BBHHHH", self.flags, self.gso_type, self.header, self.gso_size, self.csum_start, self.csum_offset
         )
@@ -89,7 +89,8 @@ def cut(head: Vnet, frame: bytes) -> list[bytes]:
                 flags &= ~0x09
             if number:
                 flags &= ~0x80
-            piece = piece[: l4 + 4] + sequence.to_bytes(4, "big") + piece[l4 + 8 : l4 + 13] + bytes((flags,)) + piece[l4 + 14 :]
+            piece = piece[: l4 + 4] + sequence.to_bytes(4, "big") + piece[l4 + 8 :]
+            piece = piece[: l4 + 13] + bytes((flags,)) + piece[l4 + 14 :]
         field = l4 + (6 if udp else 16)
         piece = _put(piece, field, 0)
         check = ones_complement(pseudo(piece, l3, protocol, len(piece) - l4) + piece[l4:]) ^ 0xFFFF
@@ -122,7 +123,7 @@ class Packet:
     def l4(self) -> int:
         return 14 + len(self.vlan) + (40 if self.v6 else 20)
 
-    def bytes(self) -> bytes:
+    def octets(self) -> bytes:
         if self.udp:
             head = struct.pack(">HHHH", *self.ports, (8 + len(self.payload)) & 0xFFFF, 0)
         else:
@@ -154,5 +155,5 @@ class Packet:
         """The frame as a TAP hands it over: with its header, checksum and segments left to do."""
         kind = 0 if not gso_size else UDP if self.udp else TCP6 if self.v6 else TCP4
         head = Vnet(NEEDS_CSUM, kind, 0, gso_size, self.l4, 6 if self.udp else 16)
-        frame = self.bytes()
-        return head.bytes() + frame
+        frame = self.octets()
+        return head.octets() + frame

@@ -158,11 +158,12 @@ class Stack:
 
     def __init__(self, packets: str, *, fragments_pass: bool = True) -> None:
         self.packets = packets
-        self.loop: Any = Loop()
+        self.loop = Loop()
         log = logging.Logger("stack")
         log.addHandler(logging.NullHandler())
-        self.path = _path(packets, self.loop)
-        self.data_path = SleeveDataPath(self.loop, Topology(), self.path, log=log)
+        loop: Any = self.loop
+        self.path = _path(packets, loop)
+        self.data_path = SleeveDataPath(loop, Topology(), self.path, log=log)
         switch = OverlaySwitch([self.data_path], log=log, peer_gone=lambda name: None)
         self.tap, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         for end in (self.tap, theirs):
@@ -213,7 +214,7 @@ class Stack:
         while True:
             stepped = False
             if self.packets == "native":
-                from sleeve.native import lib
+                from sleeve._sleeve import lib
 
                 stepped = lib.core_step_rx(self.path.core) > 0  # type: ignore[attr-defined]
                 stepped |= lib.core_step_tx(self.path.core) > 0  # type: ignore[attr-defined]
