@@ -6,10 +6,8 @@ table only; what a foreign FORWARD chain must let pass is `host.forward`'s. Rule
 the namespace of the calling thread. Source: CLI spec §11, data plane spec §9, §10.
 """
 
-import asyncio
-import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv4Network, collapse_addresses
 
@@ -47,8 +45,6 @@ _LOCAL = "local"
 _GROUPS = "224.0.0.0/4"
 _LOOPBACK = "127.0.0.1"
 _DNS_PORT = 53
-_INTERVAL = 10.0
-log = logging.getLogger("weave.host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,25 +232,15 @@ class Rules:
                 raise HostError(f"unable to look after the packet rules: {error}") from error
         return missing
 
-    async def watch(self, restored: Callable[[tuple[str, ...]], None], interval: float = _INTERVAL) -> None:
-        """Check every `interval` seconds until cancelled; `restored` is told what was missing."""
-        said = ""
-        while True:
-            await asyncio.sleep(interval)
-            try:
-                missing = await asyncio.to_thread(self.check)
-            except HostError as error:
-                if str(error) != said:
-                    log.warning("%s", error)
-                said = str(error)
-                continue
-            said = ""
-            if missing:
-                restored(missing)
-
     def obstacles(self) -> list[str]:
-        """What else on this host stands in the way of traffic that should pass, a line each with the remedy."""
-        return forward.obstacles(self._plan.bridge, (TABLE, POLICY_TABLE))
+        """What else on this host stands in the way of traffic that should pass, a line each with the remedy.
+
+        Raises HostError.
+        """
+        try:
+            return forward.obstacles(self._plan.bridge, (TABLE, POLICY_TABLE))
+        except NftError as error:
+            raise HostError(str(error)) from error
 
     def _apply(self, plan: Plan) -> None:
         try:

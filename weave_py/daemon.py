@@ -35,10 +35,11 @@ from overlay.table import TableWriter
 from sleeve.choice import packet_path
 from sleeve.datapath import SleeveDataPath
 from sleeve.path import Port
-from weave_py import __version__, http, report, systemd
+from weave_py import __version__, http, http_expose, report, systemd
 from weave_py.agreement import Digest
 from weave_py.agreement_gossip import AgreementGossip
 from weave_py.begin import choose_name, choose_peers, open_store
+from weave_py.exposure import Exposure, plan_of
 from weave_py.log import options_line
 from weave_py.settings import Settings
 from weave_py.store import Store, StoreError
@@ -72,6 +73,7 @@ class Daemon:
         self._log = log
         self._parts: _Parts | None = None
         self._runners: list[web.AppRunner] = []
+        self._exposure = Exposure(plan_of(settings), store, log)
         self._stop = asyncio.Event()
         self._unresolved: list[str] = []
 
@@ -97,7 +99,7 @@ class Daemon:
             await self._start()
             self._mark(running=True)
             # Names are resolved once the router answers: a slow resolver delays nobody.
-            work = (self._expire_addresses(), self._connect_given(), systemd.show_life())
+            work = (self._expire_addresses(), self._connect_given(), self._exposure.watch(), systemd.show_life())
             tasks = [loop.create_task(one) for one in work]
             systemd.notify(systemd.READY)
             await self._stop.wait()
@@ -166,6 +168,7 @@ class Daemon:
             raise _address_error("tcp", settings, error) from error
         parts.agreement.start(parts.service.channel(AgreementGossip.CHANNEL, parts.agreement))
         self._log.info("Sniffing traffic on %s (via tap)", TAP_NAME)
+        await self._exposure.start()
         api = http.Api(self, self._log)
         listeners = [
             (settings.http_address, False, "control messages"),
@@ -175,8 +178,11 @@ class Daemon:
         for address, read_only, what in listeners:
             if not address:
                 continue
+            application = api.application(read_only=read_only)
+            if not read_only:
+                http_expose.add_routes(application, self._exposure)
             try:
-                self._runners.append(await http.listen(api.application(read_only=read_only), address))
+                self._runners.append(await http.listen(application, address))
             except (OSError, ValueError) as error:
                 raise StartError(f"unable to listen for {what} on {address}: {error}") from error
             self._log.info("Listening for %s%s on %s", "" if read_only else "HTTP ", what, address)
@@ -220,7 +226,7 @@ class Daemon:
         """Everything the router knows of itself."""
         parts = self.parts
         document = report.build(parts.service.status(), self._router_fields(parts), __version__)
-        return {**document, "Agreement": parts.agreement.document()}
+        return {**document, "Exposure": self._exposure.report(), "Agreement": parts.agreement.document()}
 
     def _holding(self) -> dict[str, Digest]:
         """What all peers should hold alike."""

@@ -133,19 +133,19 @@ class Api:
             raise HttpError(500, "error during template execution") from error
 
     async def _connect(self, request: web.Request) -> web.Response:
-        form = await _form(request)
-        replace = _boolean("replace", form.get("replace", ["false"])[0])
+        form = await form_of(request)
+        replace = boolean("replace", form.get("replace", ["false"])[0])
         errors = await self._control.connect(form.get("peer", []), replace)
         if errors:
             raise HttpError(400, "\n".join(errors))
         return web.Response()
 
     async def _forget(self, request: web.Request) -> web.Response:
-        self._control.forget((await _form(request)).get("peer", []))
+        self._control.forget((await form_of(request)).get("peer", []))
         return web.Response()
 
 
-async def _form(request: web.Request) -> dict[str, list[str]]:
+async def form_of(request: web.Request) -> dict[str, list[str]]:
     """Values of the query and of a form in the body."""
     values: dict[str, list[str]] = {}
     body = await request.post()
@@ -156,7 +156,8 @@ async def _form(request: web.Request) -> dict[str, list[str]]:
     return values
 
 
-def _boolean(name: str, text: str) -> bool:
+def boolean(name: str, text: str) -> bool:
+    """A form's value as Go reads it. Raises HttpError."""
     if text in ("1", "t", "T", "TRUE", "true", "True"):
         return True
     if text in ("0", "f", "F", "FALSE", "false", "False", ""):

@@ -53,12 +53,12 @@ def _flags() -> dict[str, Flag]:
         Flag("min-protocol-version", int, 1, "oldest protocol version to speak, 1 or 2"),
         Flag("resume", bool, False, "connect to the peers of the last run"),
         Flag("weave-bridge", str, "weave", "name of the bridge"),
-        Flag("docker-bridge", str, "", "name of Docker's bridge", "Docker integration"),
+        Flag("docker-bridge", str, "", "name of Docker's bridge, whose containers stay outside"),
         Flag("datapath", str, "", "accepted and ignored: there is no Open vSwitch"),
         Flag("no-fastdp", bool, False, "carry frames over sleeve only"),
         Flag("no-bridged-fastdp", bool, False, "accepted and ignored"),
         Flag("expect-npc", bool, False, "leave filtering to the policy controller", "network policy"),
-        Flag("no-masq-local", bool, False, "keep sources of traffic to local containers", "NAT rules"),
+        Flag("no-masq-local", bool, False, "keep sources of traffic to local containers"),
         Flag("awsvpc", bool, False, "not supported"),
         Flag("name", str, "", "peer name, six hex groups"),
         Flag("nickname", str, "", "name for people, default the host's"),
@@ -121,6 +121,9 @@ class Settings:
     port: int
     min_protocol_version: int
     bridge: str
+    docker_bridge: str
+    expect_npc: bool
+    no_masq_local: bool
     log_level: str
     packet_debug: bool
     conn_limit: int
@@ -219,7 +222,10 @@ def check(
         host=_host(str(values["host"])),
         port=_port(int(values["port"])),
         min_protocol_version=version,
-        bridge=_bridge(str(values["weave-bridge"])),
+        bridge=_bridge("weave-bridge", str(values["weave-bridge"])),
+        docker_bridge=_bridge("docker-bridge", str(values["docker-bridge"])) if values["docker-bridge"] else "",
+        expect_npc=bool(values["expect-npc"]),
+        no_masq_local=bool(values["no-masq-local"]),
         log_level=level,
         packet_debug=bool(values["pkt-debug"]),
         conn_limit=_at_least(0, "conn-limit", int(values["conn-limit"])),
@@ -265,9 +271,9 @@ def _host(text: str) -> str:
         raise SettingsError(f"--host {text} is no IP address: give one of this host") from None
 
 
-def _bridge(name: str) -> str:
+def _bridge(flag: str, name: str) -> str:
     if not 0 < len(name) <= _INTERFACE_NAME or "/" in name or name.split() != [name]:
-        raise SettingsError(f"--weave-bridge {name!r} is no interface name: it has 1 to {_INTERFACE_NAME} characters")
+        raise SettingsError(f"--{flag} {name!r} is no interface name: it has 1 to {_INTERFACE_NAME} characters")
     return name
 
 
