@@ -23,6 +23,8 @@ def open_store(settings: Settings, log: logging.Logger) -> Store:
         log.info("Took over the state of Weave Net from %s, which is kept", store.imported)
     if store.lost is not None:
         log.error("%s; no address is given out before the ring is known again", store.lost)
+    if store.weave_net_wrote:
+        log.error("Weave Net wrote %s after %s had begun; 'weave doctor' says more", store.weave_net_wrote, store.path)
     return store
 
 

@@ -58,6 +58,7 @@ weave --help | help
       dns-args
 
       status      [targets | connections | peers | dns | ipam | agree] [--json] [--watch]
+      doctor      [--db-prefix <prefix>] [--port <n>] [--json]
       report      [-f <format>]
 
 where <peer>    = <host>[:<port>]
@@ -180,6 +181,12 @@ def _rmpeer(arguments: list[str]) -> int:
     return code
 
 
+def _doctor(arguments: list[str]) -> int:
+    from weave_py.cli_doctor import run as examine
+
+    return examine(arguments)
+
+
 def _hand_back(arguments: list[str]) -> int:
     from weave_py.cli_hand_back import hand_back
 
@@ -204,6 +211,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "stop": _stop,
     "reset": cli_host.reset,
     "hand-back": _hand_back,
+    "doctor": _doctor,
     "setup": cli_host.setup,
     "prime": _prime,
     "connect": _connect,

@@ -226,7 +226,18 @@ class Daemon:
         """Everything the router knows of itself."""
         parts = self.parts
         document = report.build(parts.service.status(), self._router_fields(parts), __version__)
-        return {**document, "Exposure": self._exposure.report(), "Agreement": parts.agreement.document()}
+        more = {"Exposure": self._exposure.report(), "Agreement": parts.agreement.document(), "State": self._state()}
+        return {**document, **more}
+
+    def _state(self) -> dict[str, Any]:
+        """What became of what was stored."""
+        store = self._store
+        return {
+            "Path": store.path,
+            "Imported": store.imported,
+            "Lost": store.lost,
+            "WeaveNetWrote": store.weave_net_wrote,
+        }
 
     def _holding(self) -> dict[str, Digest]:
         """What all peers should hold alike."""

@@ -23,7 +23,7 @@ _IMAGE_PREFIX = Path("/weavedb/weave")
 _HOST_PREFIX = Path("/var/lib/weave/weave")
 _FLAG = "flag:"
 _PEER_NAME, _RUNNING, _LOST, _RING = "peer name", "running", "lost", "ring"
-_HANDED_BACK = "handed back"
+_HANDED_BACK, _WEAVE_NET = "handed back", "weave net file"
 
 
 class Name(NamedTuple):
@@ -49,8 +49,9 @@ def default_prefix() -> str:
 class Store:
     """The state at `prefix` + `data.sqlite`, made if it is not there. Raises StoreError, as every method does.
 
-    `imported` is the Weave Net file whose state was taken over by this start, if one was. Methods may be called from
-    any thread; one call at a time does its work, and a call that writes returns when the disk has it.
+    `imported` is the Weave Net file whose state was taken over by this start, if one was; `weave_net_wrote` the one
+    that was written after that, with nothing handed back: then it is not known which of the two is right. Methods may
+    be called from any thread; one call at a time does its work, and a call that writes returns when the disk has it.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -61,6 +62,9 @@ class Store:
         try:
             self._take_again()
             self._lost = self._text(_LOST)
+            known = self._text(_WEAVE_NET)
+            changed = known is not None and self._weave_net_mark() not in ("", known)
+            self.weave_net_wrote = self._weave_net if changed else ""
         except BaseException:
             self.file.close()
             raise
@@ -77,6 +81,15 @@ class Store:
             _put(connection, "facts", _LOST, lost)
         elif os.path.exists(self._weave_net):
             self._take(connection, self._weave_net)
+        _put(connection, "facts", _WEAVE_NET, self._weave_net_mark())
+
+    def _weave_net_mark(self) -> str:
+        """What tells one version of Weave Net's file from another; nothing where there is none."""
+        try:
+            found = os.stat(self._weave_net)
+        except OSError:
+            return ""
+        return f"{found.st_mtime_ns} {found.st_size}"
 
     def _take_again(self) -> None:
         """After a hand-back the other router's file is the newer one."""
@@ -91,6 +104,7 @@ class Store:
             else:
                 _put(connection, "facts", _LOST, f"the state was handed back to {self._weave_net}, which is gone")
             connection.execute("DELETE FROM facts WHERE name = ?", (_HANDED_BACK,))
+            _put(connection, "facts", _WEAVE_NET, self._weave_net_mark())
 
     def _take(self, connection: sqlite3.Connection, source: str) -> None:
         """Put what Weave Net knew in the place of what is here; names and exposure it does not keep."""

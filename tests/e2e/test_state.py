@@ -60,3 +60,23 @@ def test_a_second_router_on_the_same_state() -> None:
         assert done.stderr.splitlines()[-1].endswith(
             f"is in use by another router (pid {first.pid}): stop it first, or choose another --db-prefix"
         )
+
+
+def test_the_doctor() -> None:
+    """A healthy mesh has nothing; a host that is given another password has its finding on both ends."""
+    with cluster() as made:
+        made.start_all(2, password="secret")
+        made.await_links(mesh_links(2))
+        made.await_routes()
+
+        def findings(number: int) -> list[str]:
+            router = made.routers[number]
+            words = ("doctor", "--db-prefix", str(router.directory / "weave"), "--json")
+            document = json.loads(router.weave(*words, check=False))
+            assert document["NotChecked"] == {}
+            return [f"{finding['Check']}: {finding['Remedy']}" for finding in document["Findings"]]
+
+        wait_until("all is well", lambda: findings(1) == findings(2) == [], 60)
+        made.start(3, [1], password="another")
+        expected = ["connections: the passwords differ: give both the same"]
+        wait_until("it is said what is wrong", lambda: findings(3) == expected, 60)

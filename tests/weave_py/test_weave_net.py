@@ -181,6 +181,30 @@ def test_there_and_back_again(tmp_path: Path) -> None:
     store.close()
 
 
+def test_weave_net_ran_here_since(tmp_path: Path) -> None:
+    """Somebody went back without a hand-back: nothing is taken, and nothing is kept quiet."""
+    prefix = str(tmp_path / "weave")
+    shutil.copy(SAMPLE, f"{prefix}data.db")
+    for _ in range(2):
+        store = Store(prefix)
+        assert store.weave_net_wrote == ""
+        store.close()
+    weave_net.write(f"{prefix}data.db", WeaveNetState(PeerName(2), None, {}, ("later",)))
+    for _ in range(2):
+        store = Store(prefix)
+        assert (store.weave_net_wrote, store.imported) == (f"{prefix}data.db", None)
+        assert store.direct_peers() == EXPECTED["directPeers"]
+        store.close()
+    os.unlink(f"{prefix}data.db")
+    store = Store(prefix)
+    assert store.weave_net_wrote == ""
+    store.hand_back()
+    store.close()
+    store = Store(prefix)
+    assert (store.weave_net_wrote, store.imported) == ("", f"{prefix}data.db")
+    store.close()
+
+
 def test_handed_back_and_gone(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "weave"))
     store.commit_addresses(weave_net.read(str(SAMPLE)).ring, {})
