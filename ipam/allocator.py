@@ -1,0 +1,525 @@
+"""Allocation: operations that wait, the first ring, and what peers say. One step at a time, no I/O, no clock.
+
+Each call changes memory and adds to `effects`; `Ledger` holds what must be durable before they are released. Operations
+wait in three queues and are tried again whenever the ring changed, an address became free, or five seconds went by.
+Source: IPAM spec §6, §10-§13, cures D6-D10, D14, D16 of §21.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+from ipam import wire
+from ipam.containers import Containers
+from ipam.ledger import ANONYMOUS, Ledger, Record
+from ipam.merge import RangeDiffersError, SeedsDifferError
+from ipam.nicknames import Nicknames
+from ipam.operations import Allocate, Answer, Broadcast, Claim, Effect, Operation, Order, Prime, Send
+from ipam.paxos import Node, Paxos
+from ipam.ranges import Range, Subnet
+from ipam.requests import Requests
+from ipam.ring import Copy, RingError
+from ipam.seams import Address, Cidr, IpamError, Mesh, Saved, Unavailable
+from ipam.wire import Kind
+from mesh.gob import GobError
+from mesh.names import UNKNOWN, PeerName, format_peer_name, parse_peer_name
+from mesh.seams import GossipError
+
+_CLAIM_ATTEMPTS = 5
+_Op = TypeVar("_Op", Prime, Claim, Allocate)
+
+
+@dataclass(frozen=True, slots=True)
+class Init:
+    """How the first ring comes about: by consensus of `quorum` (0: guessed), among `seeds`, or by others alone."""
+
+    elector: bool = True
+    quorum: int = 0
+    seeds: tuple[PeerName, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> "Init":
+        """The value of `--ipalloc-init`, which the settings have checked."""
+        mode, _, parameter = text.partition("=")
+        if mode == "observer":
+            return cls(elector=False)
+        if mode == "seed":
+            return cls(seeds=tuple(parse_peer_name(name) for name in parameter.split(",")))
+        count = int(parameter or 0)
+        return cls(quorum=count // 2 + 1 if count else 0)
+
+
+class Allocator:
+    """One peer's part in the allocation of a universe. `me` has a new number at each start."""
+
+    def __init__(
+        self,
+        me: Node,
+        nickname: str,
+        universe: Subnet,
+        init: Init,
+        *,
+        mesh: Mesh,
+        rng: Random,
+        log: logging.Logger,
+        saved: Saved | None = None,
+        lost: bool = False,
+    ) -> None:
+        self.ourself = me.name
+        self.universe = universe
+        self.effects: list[Effect] = []
+        self.primes: list[Prime] = []
+        self.claims: list[Claim] = []
+        self.allocates: list[Allocate] = []
+        self.waiting = False
+        self.shutting_down = False
+        self.orphans: list[str] = []
+        self.ledger = Ledger(me.name, universe, saved, log)
+        self.paxos = Paxos(me)
+        self.requests = Requests(rng)
+        # Whoever lost what it knew must not found a second ring.
+        self.elector = init.elector and not lost
+        self.nicknames = Nicknames(me.name, nickname, mesh)
+        self.containers = Containers(self.ledger.holders)
+        self._init = init
+        self._mesh = mesh
+        self._log = log
+        self._begin()
+
+    def _begin(self) -> None:
+        if self.ledger.ring:
+            self._log.info("Initialising with persisted data")
+            if self._init.seeds:
+                self._log.info("Found persisted IPAM data, ignoring supplied IPAM seed")
+        elif self._init.seeds and self.elector:
+            self._log.info("Initialising with supplied IPAM seed")
+            self.ledger.seed(self._init.seeds)
+        elif self.elector:
+            self._log.info("Initialising via deferred consensus")
+        else:
+            self._log.info("Initialising as observer - awaiting IPAM data from another peer")
+
+    # --- operations ---
+
+    def prime(self, operation: Prime) -> None:
+        """Answered as soon as there is a ring."""
+        self._submit(operation, self.primes, self._try_prime)
+
+    def claim(self, operation: Claim) -> None:
+        """Answered when the address is held."""
+        self._submit(operation, self.claims, self._try_claim)
+
+    def allocate(self, operation: Allocate) -> None:
+        """Answered with an address, when there is one."""
+        self._submit(operation, self.allocates, self._try_allocate)
+
+    def cancel(self, operation: Operation) -> None:
+        """Whoever asked is gone."""
+        self.primes = [each for each in self.primes if each is not operation]
+        self.claims = [each for each in self.claims if each is not operation]
+        self.allocates = [each for each in self.allocates if each is not operation]
+        self._log.info("[allocator]: %s", operation.cancelled())
+
+    def free(self, order: Order, ident: str, address: Address) -> None:
+        """Free one address. Raises IpamError where the identifier does not hold it."""
+        if not self.ledger.release(ident, address):
+            raise IpamError(f"Free: address {address} not found for {ident}")
+        self._freed()
+        self._answer(order)
+
+    def delete(self, order: Order, ident: str) -> None:
+        """Free all addresses of an identifier. Raises IpamError where it has none."""
+        if not self.ledger.drop(ident):
+            raise IpamError(f"Delete: no addresses for {ident}")
+        self._freed()
+        self._answer(order)
+
+    def lookup(self, ident: str, subnet: Subnet) -> list[Cidr]:
+        """The addresses of an identifier among the hosts of a subnet."""
+        held = self.ledger.holders.of(ident)
+        return [cidr for cidr in held if subnet.holds(cidr.addr) and subnet.hosts.holds(int(cidr.addr))]
+
+    def _submit(self, operation: _Op, queue: list[_Op], attempt: Callable[[_Op], bool]) -> None:
+        if self.shutting_down:
+            self._answer(operation, error=Unavailable(f"{operation.cancelled()}: this router left the ring"))
+        elif not attempt(operation):
+            queue.append(operation)
+
+    def _try_prime(self, operation: Prime) -> bool:
+        self._establish()
+        if not self.ledger.ring:
+            return False
+        self._answer(operation)
+        return True
+
+    def _try_allocate(self, operation: Allocate) -> bool:
+        ident, subnet, ledger = operation.ident, operation.subnet, self.ledger
+        for cidr in ledger.holders.of(ident):
+            if subnet.holds(cidr.addr):
+                self.containers.lives(ident)
+                self._answer(operation, Cidr(cidr.addr, subnet.prefix_len))
+                return True
+        if not subnet.overlaps(self.universe):
+            self._answer(operation, error=IpamError(f"range {subnet} out of bounds: {self.universe}"))
+            return True
+        self._establish()
+        if not ledger.ring:
+            return False
+        taken = ledger.take(ident, subnet, is_container=operation.is_container)
+        if taken is not None:
+            self.containers.lives(ident)
+            self._answer(operation, taken)
+            return True
+        self._ask(subnet.range)
+        return False
+
+    def _try_claim(self, operation: Claim) -> bool:
+        ident, cidr, ledger = operation.ident, operation.cidr, self.ledger
+        inside = self.universe.holds(cidr.addr)
+        holder = ledger.holders.holder(cidr.addr)
+        if holder is not None:
+            return self._claim_held(operation, holder, inside)
+        if inside:
+            self._establish()
+            if not ledger.ring:
+                if operation.lenient:
+                    self._answer(operation)
+                return False
+            number = int(cidr.addr)
+            owner = ledger.ring.owner(number)
+            if owner != self.ourself:
+                self._ask_for(operation, owner)
+                return False
+            if not ledger.space.claim(number, withheld=operation.found):
+                text = f"address {cidr} is disputed: 'weave report' says by whom and what to do"
+                self._answer(operation, error=IpamError(text))
+                return True
+            self.containers.lives(ident)
+        ledger.record(ident, cidr, is_container=operation.is_container)
+        self._answer(operation)
+        return True
+
+    def _claim_held(self, operation: Claim, holder: str, inside: bool) -> bool:
+        """The address has a holder: the same one, nobody in particular, or another."""
+        ident, cidr = operation.ident, operation.cidr
+        error = None
+        if ident not in (holder, ANONYMOUS):
+            if not inside and self.containers.is_dead(holder):
+                self.ledger.release(holder, cidr.addr)
+                self.ledger.record(ident, cidr, is_container=operation.is_container)
+            elif not inside:
+                error = IpamError(f"address {cidr} already in use by {holder}")
+            elif holder == str(cidr.addr):
+                error = IpamError(f"address {cidr} already in use")
+            else:
+                error = IpamError(f"address {cidr} is already owned by {holder}")
+        elif ident == holder:
+            self.containers.lives(ident)
+            if operation.is_container:
+                self.ledger.holders.mark_container(ident)
+        self._answer(operation, error=error)
+        return True
+
+    def _answer(self, operation: Operation, value: Cidr | None = None, error: IpamError | None = None) -> None:
+        if isinstance(operation, Claim):
+            if operation.answered:
+                if error is not None:
+                    self._log.warning("Unable to claim: %s", error)
+                return
+            operation.answered = True
+        self.effects.append(Answer(operation, value, error))
+
+    # --- waiting ---
+
+    def waits(self) -> bool:
+        """Whether anybody waits for anything."""
+        return bool(self.primes or self.claims or self.allocates)
+
+    def _retry(self) -> None:
+        """Try everything that waits; without a ring nothing can have changed for it."""
+        if self.ledger.ring and not self.shutting_down:
+            self.primes = [operation for operation in self.primes if not self._try_prime(operation)]
+            self.claims = [operation for operation in self.claims if not self._try_claim(operation)]
+            self.allocates = [operation for operation in self.allocates if not self._try_allocate(operation)]
+
+    def _freed(self) -> None:
+        """Addresses of ours became free: a dispute may be over, and somebody may wait."""
+        if self.ledger.settle():
+            self._ring_changed()
+        else:
+            self._retry()
+
+    def _cancel_all(self, reason: str, ident: str | None = None) -> None:
+        waiting: list[Operation] = [*self.primes, *self.claims, *self.allocates]
+        for operation in waiting:
+            if ident is None or (isinstance(operation, Claim | Allocate) and operation.ident == ident):
+                self.cancel(operation)
+                self._answer(operation, error=Unavailable(f"{operation.cancelled()}: {reason}"))
+
+    def tick(self, now: float) -> None:
+        """Every five seconds, with the time in seconds on a clock that never goes back."""
+        for ident in self.containers.expired(now):
+            self.container_destroyed(ident)
+        self.ledger.report_free()
+        self.requests.tick([operation.subnet.range for operation in self.allocates])
+        if self.ledger.ring:
+            self._retry()
+        elif self.waiting:
+            self._seek()
+        elif self.waits():
+            self._establish()
+
+    # --- the first ring ---
+
+    def _establish(self) -> None:
+        if self.ledger.ring or self.waiting or self.shutting_down:
+            return
+        self.waiting = True
+        if self.elector and not self.paxos.quorum:
+            self.paxos.quorum = self._init.quorum or (self._mesh.target_count() + 1) // 2 + 1
+            if not self._init.quorum:
+                self._log.info("Assuming quorum size of %d", self.paxos.quorum)
+        self._seek()
+
+    def _seek(self) -> None:
+        """Propose, or ask whoever has a ring for it."""
+        if self.elector:
+            self.paxos.propose()
+        self.effects.append(Broadcast())
+        self._conclude()
+
+    def _conclude(self) -> None:
+        names = self.paxos.consensus() if self.elector else None
+        if names is not None and not self.ledger.ring:
+            self.ledger.seed(names)
+            self.effects.append(Broadcast())
+            self._ring_changed()
+
+    def _ring_changed(self) -> None:
+        self.waiting = False
+        self.nicknames.prune(self.ledger.ring.owners())
+        self._retry()
+
+    # --- asking peers ---
+
+    def _ask(self, wanted: Range) -> None:
+        candidates = self.ledger.ring.candidates(wanted, self.ourself)
+        reachable = {peer: spare for peer, spare in candidates.items() if self._mesh.knows(peer)}
+        peer = self.requests.choose(wanted, reachable)
+        if peer is not None:
+            self.effects.append(Send(peer, Kind.SPACE_REQUEST, wanted))
+
+    def _ask_for(self, claim: Claim, owner: PeerName) -> None:
+        """Ask the owner of an address for it. Answers a claim early, or at last, where that is not possible."""
+        number = int(claim.cidr.addr)
+        self.effects.append(Send(owner, Kind.SPACE_REQUEST, Range(number, number + 1)))
+
+    def undeliverable(self, send: Send, reason: str) -> None:
+        """A peer could not be told."""
+        if send.kind is not Kind.SPACE_REQUEST or send.wanted is None:
+            self._log.info("unable to tell %s: %s", format_peer_name(send.peer), reason)
+            return
+        self.requests.refused(send.wanted, send.peer)
+        for claim in [claim for claim in self.claims if _is_for(claim, send.wanted)]:
+            claim.attempts += 1
+            if claim.lenient:
+                self._answer(claim)
+            elif claim.attempts > _CLAIM_ATTEMPTS:
+                self.claims.remove(claim)
+                self._answer(claim, error=self._owned_by_other(claim, send.peer, f" - {reason}"))
+
+    def _owned_by_other(self, claim: Claim, peer: PeerName, reason: str = "") -> IpamError:
+        shown = f"{format_peer_name(peer)} ({self.nicknames.of(peer)})"
+        return IpamError(f"address {claim.cidr} is owned by other peer {shown}{reason}")
+
+    # --- what peers say ---
+
+    def received(self, sender: PeerName, message: bytes) -> bool:
+        """Gossip or a broadcast; `sender` is unknown for gossip. Raises GossipError: the connection must end.
+
+        Whether it may travel on: a 2.8 router ends a connection that brings hints of more free space than there is.
+        """
+        try:
+            state = wire.decode_state(message)
+        except GobError as error:
+            raise GossipError(str(error)) from error
+        self._hear(sender, state)
+        if state.ring is None:
+            return True
+        ring = state.ring.over(self.universe)
+        return ring.clamped() is ring
+
+    def received_unicast(self, sender: PeerName, message: bytes) -> None:
+        """A message for us alone. Raises GossipError: the connection must end."""
+        if not message:
+            raise GossipError("an empty message about addresses")
+        kind, body = message[0], message[1:]
+        try:
+            if kind == Kind.RING_UPDATE:
+                state = wire.decode_state(body)
+            elif kind in (Kind.SPACE_REQUEST, Kind.SPACE_REQUEST_DENIED):
+                wanted = wire.decode_request(body)
+            else:
+                raise GossipError(f"a message about addresses of an unknown kind: {kind}")
+        except GobError as error:
+            raise GossipError(str(error)) from error
+        if kind == Kind.RING_UPDATE:
+            self.requests.answered(sender)
+            self._hear(sender, state)
+        elif kind == Kind.SPACE_REQUEST:
+            self._donate(wanted, sender)
+        else:
+            self._denied(wanted, sender)
+
+    def _hear(self, sender: PeerName, state: wire.State) -> None:
+        self.nicknames.learn(state.nicknames)
+        if state.ring is not None:
+            self._merge(state.ring)
+        elif self.ledger.ring:
+            if sender != UNKNOWN:
+                self.effects.append(Send(sender, Kind.RING_UPDATE))
+        elif state.paxos is not None:
+            if self.elector and self.paxos.learn(state.paxos) and self.paxos.think():
+                self.effects.append(Broadcast())
+            self._conclude()
+        elif self.elector and sender != UNKNOWN:
+            self._establish()
+
+    def _merge(self, copy: Copy) -> None:
+        try:
+            updated = self.ledger.merge(copy)
+        except SeedsDifferError as error:
+            received, ours = self.nicknames.text(copy.seeds), self.nicknames.text(self.ledger.ring.seeds)
+            text = f"IP allocation was seeded by different peers (received: [{received}], ours: [{ours}])"
+            raise GossipError(text) from error
+        except RangeDiffersError as error:
+            received = wire.bounds_text(copy.bounds)
+            text = f"Incompatible IP allocation ranges (received: {received}, ours: {self.universe})"
+            raise GossipError(text) from error
+        except RingError as error:
+            raise GossipError(str(error)) from error
+        if updated or (self.waiting and self.ledger.ring):
+            self._ring_changed()
+
+    def _donate(self, wanted: Range, peer: PeerName) -> None:
+        if not self.ledger.ring:
+            return
+        if self.ledger.give(wanted, peer):
+            self.effects.append(Broadcast())
+        else:
+            self.effects.append(Send(peer, Kind.SPACE_REQUEST_DENIED, wanted))
+        self.effects.append(Send(peer, Kind.RING_UPDATE))
+
+    def _denied(self, wanted: Range, peer: PeerName) -> None:
+        self.requests.refused(wanted, peer)
+        for claim in list(self.claims):
+            # Only the owner can say that an address is not to be had.
+            if _is_for(claim, wanted) and self.ledger.ring and self.ledger.ring.owner(int(claim.cidr.addr)) == peer:
+                self.claims.remove(claim)
+                self._answer(claim, error=self._owned_by_other(claim, peer))
+        if self.ledger.ring:
+            self.allocates = [operation for operation in self.allocates if not self._try_allocate(operation)]
+
+    # --- containers ---
+
+    def container_died(self, ident: str, now: float) -> None:
+        """It may start again: its addresses wait for a while, what it asked for does not."""
+        self.containers.died(ident, now)
+        self._cancel_all("the container died", ident)
+
+    def container_started(self, ident: str) -> None:
+        self.containers.lives(ident)
+
+    def container_destroyed(self, ident: str) -> None:
+        """Its addresses are free."""
+        self.containers.lives(ident)
+        if self.ledger.drop(ident):
+            self._freed()
+
+    def reconcile(self, live: Mapping[str, Iterable[Address]], now: float) -> list[str]:
+        """Compare the holders with what exists on this host: who holds something and does not exist."""
+        self.orphans = self.containers.reconcile(live, now)
+        return self.orphans
+
+    # --- administration ---
+
+    def take_over(self, order: Order, peer: str, *, force: bool = False) -> int:
+        """Make ours what a dead peer has, by nickname or name; how many addresses. Raises IpamError.
+
+        0 for a peer that is not known, has nothing, or is us.
+        """
+        name = self.nicknames.find(peer, self.ledger.ring.owners())
+        if name is None or name == self.ourself or not self.ledger.ring:
+            self._answer(order)
+            return 0
+        if self._mesh.knows(name) and not force:
+            text = f"{self.nicknames.text([name])} is reachable: two peers would own its addresses; stop it first"
+            raise IpamError(text)
+        count = self.ledger.transfer(name, self.ourself)
+        if count:
+            self.effects.append(Broadcast())
+            self._ring_changed()
+        self._answer(order)
+        return count
+
+    def shut_down(self, order: Order) -> None:
+        """Hand over what is ours and do nothing more until the next start."""
+        self._log.info("Shutdown")
+        self.shutting_down = True
+        self._cancel_all("this router left the ring")
+        heir = self._heir()
+        self.ledger.leave(heir)
+        if heir is not None:
+            self.effects.append(Broadcast())
+        self._answer(order)
+
+    def _heir(self) -> PeerName | None:
+        if not self.ledger.ring:
+            return None
+        owners = [entry.peer for entry in self.ledger.ring.entries if entry.peer not in (self.ourself, UNKNOWN)]
+        others = self.nicknames.others()
+        knows = self._mesh.knows
+        choices = [*filter(knows, owners), *filter(knows, others), *owners, *others]
+        return choices[0] if choices else None
+
+    def is_known(self, name: PeerName) -> bool:
+        """Whether a peer can be reached: ourselves always."""
+        return name == self.ourself or self._mesh.knows(name)
+
+    def peer_gone(self, name: PeerName) -> None:
+        """The mesh forgot a peer. What it owns stays its own."""
+        if name not in self.ledger.ring.owners():
+            self.nicknames.forget(name)
+
+    # --- what the shell takes away ---
+
+    def state(self, now: int) -> bytes:
+        """Our state as it is committed, with the time in Unix seconds that nobody reads."""
+        nicknames = self.nicknames.all()
+        ring = self.ledger.committed
+        if ring:
+            return wire.encode_state(wire.State(now, nicknames), ring, self.ourself)
+        return wire.encode_state(wire.State(now, nicknames, self.paxos.knows if self.elector else None))
+
+    def take_turn(self) -> tuple[Record, list[Effect]]:
+        """All changes since the last turn, and what may be done once they are durable."""
+        effects, self.effects = self.effects, []
+        return self.ledger.record_turn(), effects
+
+    def roll_back(self, effects: list[Effect], reason: str) -> list[Effect]:
+        """The journal failed: nothing of this turn or since has happened, and whoever waits for it is told so."""
+        undone, self.effects = [*effects, *self.effects], []
+        self.ledger.roll_back()
+        self.waiting = self.waiting and not self.ledger.ring
+        failure = Unavailable(reason)
+        return [
+            each if each.error is not None else Answer(each.operation, None, failure)
+            for each in undone
+            if isinstance(each, Answer)
+        ]
+
+
+def _is_for(claim: Claim, wanted: Range) -> bool:
+    return wanted.holds(int(claim.cidr.addr))
