@@ -110,6 +110,17 @@ def bridge_mtu(bridge: str) -> int:
     return link.mtu
 
 
+def pin_mac(bridge: str) -> None:
+    """Keep a bridge's MAC as it is now; else it follows its ports and is lost to who learned it. Raises HostError."""
+    try:
+        with IPRoute() as ip:
+            link = by_name(ip, bridge)
+            if link is not None and link.kind == "bridge":
+                ip.link("set", index=link.index, address=link.mac)
+    except NetlinkError as error:
+        raise HostError(f"unable to keep the MAC of {bridge}: {error_text(error)}") from error
+
+
 def join_bridges(bridge: str, other: str) -> None:
     """Another bridge's containers on the same layer 2, by a pair of veths. Idempotent. Raises HostError."""
     ours, theirs = (f"{prefix}{other}"[:_NAME_SIZE] for prefix in _JOINT)

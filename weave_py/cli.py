@@ -35,7 +35,7 @@ weave --help | help
       version
       launch      [--password-file <file>] [--log-file <file>] [--<router flag>=<value> ...] [<peer> ...]
       stop
-      reset       [--force]
+      reset       [--force] [--db-prefix <prefix>]
       hand-back   [--db-prefix <prefix>] [--schema <n>]
       prime
       connect     [--replace] <peer> ...

@@ -11,7 +11,7 @@ from pathlib import Path
 from weave_py import launch
 from weave_py.cli_addresses import BRIDGE, on_host
 from weave_py.client import AbsentError, CliError, NotServedError, UsageError, call, running
-from weave_py.words import say, take_flag
+from weave_py.words import say, take_flag, take_value
 
 _DOCKER_BRIDGE = "docker0"
 # What a hand-over needs to reach the peers before the router ends, in seconds.
@@ -93,12 +93,12 @@ def attach_bridge(arguments: list[str]) -> int:
 def reset(arguments: list[str]) -> int:
     """`weave reset`: hand over, stop, and leave the host as it was found."""
     words = list(arguments)
-    force = take_flag(words, "--force")
+    force, prefix = take_flag(words, "--force"), take_value(words, "--db-prefix")
     if words:
         raise UsageError("")
     from host.reset import reset as clean
 
-    prefix = launch.state_prefix()
+    prefix = prefix or launch.state_prefix()
     if running():
         on_host(launch.check_stoppable)
         # A router that allocates nothing has nothing to hand over, nor has one that ends this moment.
@@ -117,7 +117,7 @@ def reset(arguments: list[str]) -> int:
 
 
 def _remove_state(prefix: str) -> None:
-    """The store, with its log, its lock and what was moved aside; and what Weave Net kept."""
+    """The store, with its log, its lock and what was moved aside; what Weave Net kept; the directories, if empty."""
     files = glob.glob(f"{glob.escape(prefix)}data.sqlite*")
     for path in (*files, f"{prefix}data.lock", f"{prefix}data.db", *_OLD_STATE):
         try:
@@ -126,3 +126,8 @@ def _remove_state(prefix: str) -> None:
             continue
         except OSError as error:
             raise CliError(f"unable to remove {path}: {error.strerror}") from error
+    # Somebody else's file may be there as well.
+    for directory in (launch.run_dir(), Path(prefix).parent):
+        with contextlib.suppress(OSError):
+            (directory / launch.SOCKET).unlink(missing_ok=True)
+            directory.rmdir()

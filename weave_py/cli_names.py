@@ -17,7 +17,9 @@ EXTERN = "weave:extern"
 # The exit code of dig where no server answers.
 _NO_ANSWER = 9
 _HEADER = struct.Struct(">HHHHHH")
-_RECURSION_DESIRED = 0x0100
+_RECURSION_DESIRED, _TRUNCATED = 0x0100, 0x0200
+# An OPT record (RFC 6891): the root's name, its type, and that we take 1232 octets.
+_EDNS = b"\0" + struct.pack(">HHIH", 41, 1232, 0, 0)
 _A, _IN = 1, 1
 _TIMEOUT, _ATTEMPTS = 5.0, 3
 _POINTER = 0xC0
@@ -130,7 +132,7 @@ def _ask(server: str, name: str) -> list[str]:
         question = b"".join(bytes((len(label),)) + label for label in labels) + b"\0"
     except (UnicodeError, ValueError):
         raise CliError(f"{name!r} is no name: its parts have 1 to 63 characters") from None
-    query = _HEADER.pack(number, _RECURSION_DESIRED, 1, 0, 0, 0) + question + struct.pack(">HH", _A, _IN)
+    query = _HEADER.pack(number, _RECURSION_DESIRED, 1, 0, 0, 1) + question + struct.pack(">HH", _A, _IN) + _EDNS
     # A server that listens on every address is asked on this host.
     target = ("127.0.0.1" if host == "0.0.0.0" else host.strip("[]"), int(port))
     family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
@@ -144,8 +146,22 @@ def _ask(server: str, name: str) -> list[str]:
             except OSError:
                 continue
             if answer[:2] == query[:2]:
-                return _answers(answer)
+                return _answers(_ask_whole(target, query) if _is_cut(answer) else answer)
     raise CliError(f"the name service at {server} does not answer", _NO_ANSWER)
+
+
+def _is_cut(answer: bytes) -> bool:
+    return len(answer) >= _HEADER.size and bool(_HEADER.unpack_from(answer)[1] & _TRUNCATED)
+
+
+def _ask_whole(target: tuple[str, int], query: bytes) -> bytes:
+    """The answer over TCP, where it did not fit a datagram. Raises CliError."""
+    try:
+        with socket.create_connection(target, timeout=_TIMEOUT) as sock, sock.makefile("rb") as stream:
+            sock.sendall(struct.pack(">H", len(query)) + query)
+            return stream.read(int.from_bytes(stream.read(2), "big"))
+    except OSError as error:
+        raise CliError(f"the name service does not answer over TCP: {error}", _NO_ANSWER) from error
 
 
 def _answers(message: bytes) -> list[str]:

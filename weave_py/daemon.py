@@ -39,7 +39,7 @@ from weave_py import __version__, http, http_expose, report, systemd
 from weave_py.agreement import Digest
 from weave_py.agreement_gossip import AgreementGossip
 from weave_py.begin import choose_name, choose_peers, open_store
-from weave_py.exposure import Exposure, plan_of
+from weave_py.exposure import Exposure, find_docker, plan_of
 from weave_py.log import options_line
 from weave_py.settings import Settings
 from weave_py.store import Store, StoreError
@@ -73,7 +73,7 @@ class Daemon:
         self._log = log
         self._parts: _Parts | None = None
         self._runners: list[web.AppRunner] = []
-        self._exposure = Exposure(plan_of(settings), store, log)
+        self._exposure = Exposure(plan_of(settings), store, log, lambda: find_docker(settings))
         self._stop = asyncio.Event()
         self._unresolved: list[str] = []
 
@@ -233,7 +233,7 @@ class Daemon:
         """What became of what was stored."""
         store = self._store
         return {
-            "Path": store.path,
+            "Path": os.path.abspath(store.path),
             "Imported": store.imported,
             "Lost": store.lost,
             "WeaveNetWrote": store.weave_net_wrote,

@@ -14,6 +14,7 @@ from ipaddress import AddressValueError, IPv4Interface, IPv4Network, NetmaskValu
 from typing import Any
 
 from host import expose as host_expose
+from host.bridge import pin_mac
 from host.errors import HostError
 from host.rules import DockerBridge, Plan, Rules
 from weave_py.settings import Settings
@@ -35,24 +36,28 @@ class ExposeError(Exception):
 def plan_of(settings: Settings) -> Plan:
     """The rules that follow from the flags alone."""
     host, _, port = settings.http_address.rpartition(":")
-    docker = None
-    if settings.docker_bridge:
-        addresses = host_expose.on_bridge(settings.docker_bridge)
-        docker = DockerBridge(settings.docker_bridge, str(addresses[0].ip), settings.port) if addresses else None
     return Plan(
         settings.bridge,
         control_port=int(port) if host == _LOOPBACK and port.isdecimal() else None,
-        docker=docker,
         expect_npc=settings.expect_npc,
         no_masq_local=settings.no_masq_local,
     )
 
 
-class Exposure:
-    """What is exposed. Requests are served one after the other."""
+def find_docker(settings: Settings) -> DockerBridge | None:
+    """Docker's bridge, once it has an address: Docker may start after us."""
+    addresses = host_expose.on_bridge(settings.docker_bridge) if settings.docker_bridge else ()
+    return DockerBridge(settings.docker_bridge, str(addresses[0].ip), settings.port) if addresses else None
 
-    def __init__(self, plan: Plan, store: Store, log: logging.Logger) -> None:
+
+class Exposure:
+    """What is exposed. Requests are served one after the other. `docker` finds the bridge of Docker, if one counts."""
+
+    def __init__(
+        self, plan: Plan, store: Store, log: logging.Logger, docker: Callable[[], DockerBridge | None] = lambda: None
+    ) -> None:
         self._rules = Rules(plan)
+        self._docker = docker
         self._store = store
         self._log = log
         self._turn = asyncio.Lock()
@@ -73,8 +78,7 @@ class Exposure:
         while True:
             await asyncio.sleep(interval)
             try:
-                missing = await asyncio.to_thread(self._rules.check)
-                obstacles = await asyncio.to_thread(self._rules.obstacles)
+                missing, obstacles = await asyncio.to_thread(self._check)
             except (HostError, OSError) as error:
                 if str(error) != said:
                     self._log.error("%s", error)
@@ -88,6 +92,16 @@ class Exposure:
                     self._log.warning("%s", line)
             self._obstacles = obstacles
 
+    def _check(self) -> tuple[tuple[str, ...], list[str]]:
+        """What was missing, and what stands in the way."""
+        docker = self._docker()
+        if docker != self._rules.plan.docker:
+            if docker is not None:
+                # Containers learn it, and else it follows the ports.
+                pin_mac(docker.name)
+            self._rules.change(docker=docker)
+        return self._rules.check(), self._rules.obstacles()
+
     def _restore(self) -> None:
         bridge = self._rules.plan.bridge
         names = self._names()
@@ -96,6 +110,7 @@ class Exposure:
         self._rules = Rules(replace(self._rules.plan, exposed={**found, **stored}, dns_only=names))
         try:
             self._rules.apply()
+            self._check()
         finally:
             for address in [*stored, *([] if names is None else [names])]:
                 host_expose.add_address(bridge, address)

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from ipaddress import AddressValueError, IPv4Interface, NetmaskValueError
 from pathlib import Path
 
-from weave_py.client import CliError, control_address, running
+from weave_py.client import CliError, api_path, call, control_address, running
+from weave_py.secret import hide_argument
 from weave_py.words import take_value
 
 _START_LIMIT = 30.0
@@ -22,11 +23,13 @@ _POLL = 0.1
 _BRIDGE, _DOCKER_BRIDGE = "weave", "docker0"
 _DEFAULT_RANGE = "10.32.0.0/12"
 _PORT = 6783
+SOCKET = "weaver.sock"
 _SYSTEMD = Path("/run/systemd/system")
 _UNIT = "weave.service"
 
 
-def _run_dir() -> Path:
+def run_dir() -> Path:
+    """Where the pid and the socket of the router are."""
     return Path(os.environ.get("WEAVE_RUN_DIR", "/run/weave"))
 
 
@@ -38,15 +41,17 @@ def launch(arguments: Sequence[str]) -> int:
     """Start a router with these flags and peers, and wait for its first answer. Raises CliError."""
     environment = dict(os.environ)
     passed = take_password(arguments, environment)
+    if "WEAVE_PASSWORD" in environment and environment["WEAVE_PASSWORD"] != os.environ.get("WEAVE_PASSWORD"):
+        hide_argument(environment["WEAVE_PASSWORD"])
     log_path = Path(take_value(passed, "--log-file") or _log_dir() / "weaver.log")
     address = take_value(passed, "--http-addr") or control_address()
     if running(address) or _router_pid() is not None:
         raise CliError("weave is already running; you can stop it with 'weave stop'.", 3)
     _forget_last_run(list(passed))
-    run_dir = _run_dir()
-    defaults = ["--http-addr", address, "--socket", str(run_dir / "weaver.sock"), *_defaults(passed)]
+    directory = run_dir()
+    defaults = ["--http-addr", address, "--socket", str(directory / SOCKET), *_defaults(passed)]
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
             begun = log.tell()
@@ -60,7 +65,7 @@ def launch(arguments: Sequence[str]) -> int:
                 env=environment,
                 cwd="/",
             )
-        (run_dir / "weaver.pid").write_text(f"{process.pid}\n")
+        (directory / "weaver.pid").write_text(f"{process.pid}\n")
     except OSError as error:
         raise CliError(f"unable to write {error.filename}: {error.strerror}") from error
     _await_start(process, address, log_path, begun)
@@ -151,7 +156,7 @@ def _await_start(process: "subprocess.Popen[bytes]", address: str, log_path: Pat
             if running(address):
                 return
             if process.poll() is not None:
-                (_run_dir() / "weaver.pid").unlink(missing_ok=True)
+                (run_dir() / "weaver.pid").unlink(missing_ok=True)
                 lines = log_path.read_bytes()[log_start:].decode(errors="replace").splitlines()
                 last = lines[-1] if lines else "it said nothing"
                 raise CliError(f"the router ended at once: {last} (all of it in {log_path})")
@@ -206,7 +211,7 @@ def _end(pid: int) -> None:
     try:
         while (waited := time.monotonic() - begun) < _STOP_LIMIT:
             if not _alive(pid):
-                (_run_dir() / "weaver.pid").unlink(missing_ok=True)
+                (run_dir() / "weaver.pid").unlink(missing_ok=True)
                 return
             _progress(f"waiting for the router (pid {pid}) to end … {waited:.1f} s")
             time.sleep(_POLL)
@@ -216,12 +221,14 @@ def _end(pid: int) -> None:
 
 
 def state_prefix() -> str:
-    """Where the router that runs keeps its state, or would keep it."""
+    """Where the router that runs keeps its state; without one, where it would."""
     from weave_py.store import default_prefix
 
-    pid = _router_pid()
-    words = [] if pid is None else Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
-    return take_value(words, "--db-prefix") or default_prefix()
+    try:
+        path = call("GET", api_path("report", format="{{.State.Path}}"), timeout=2.0)
+    except CliError:
+        return default_prefix()
+    return path.removesuffix("data.sqlite")
 
 
 def _unit_runs() -> bool:
@@ -250,7 +257,7 @@ def _alive(pid: int) -> bool:
 def _router_pid() -> int | None:
     """The router that `launch` started, if it still is one."""
     try:
-        pid = int((_run_dir() / "weaver.pid").read_text())
+        pid = int((run_dir() / "weaver.pid").read_text())
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (OSError, ValueError):
         return None

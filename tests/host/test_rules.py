@@ -12,7 +12,7 @@ from host.iptables import remove_old
 from host.rules import DockerBridge, Plan, Rules, remove
 from nft import readback
 from nft.ruleset import Family
-from tests.host.iptables import LEGACY, NATIVE, iptables, restore, works
+from tests.host.iptables import LEGACY, NATIVE, iptables, needs, restore, works
 from tests.host.views import ruleset
 from tests.namespaces import namespace, run, within
 from tests.vectors import ROOT
@@ -192,6 +192,14 @@ def test_other_dropping_chains_are_named(host: str) -> None:
     run("ip", "netns", "exec", host, "nft", "add", "chain", "inet", "theirs", "through", chain)
     (line,) = within(host, rules.obstacles)
     assert line.startswith("chain inet theirs through drops what it does not know: add to it 'iifname")
+
+
+def test_old_sets_are_removed(host: str) -> None:
+    needs("ipset")
+    for name in ("weaver-no-masq-local", "weave-abc", "theirs"):
+        run("ip", "netns", "exec", host, "ipset", "create", name, "hash:net")
+    assert set(within(host, lambda: remove_old("weave"))) == {"ipset weaver-no-masq-local", "ipset weave-abc"}
+    assert run("ip", "netns", "exec", host, "ipset", "list", "-n") == "theirs\n"
 
 
 # --- what they do ---

@@ -269,22 +269,28 @@ ANSWER = bytes.fromhex(
 
 
 def test_dns_lookup(place: Place) -> None:
-    def serve() -> socket.socket:
+    def serve() -> tuple[socket.socket, socket.socket]:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.bind(("127.0.0.1", 0))
-        return sock
+        return sock, socket.create_server(sock.getsockname())
 
     asked = []
 
     def answer(sock: socket.socket) -> None:
         for number in range(4):
             query, client = sock.recvfrom(512)
-            asked.append(query[12:])
-            # The first one is lost.
-            if number:
+            asked.append(query[12:-11])
+            # The first one is lost, the last one is cut.
+            if 0 < number < 3:
                 sock.sendto(query[:2] + ANSWER[2:], client)
+        sock.sendto(query[:2] + bytes.fromhex("8780 0001 0000 0000 0000") + ANSWER[12:31], client)
+        with listener.accept()[0] as connection:
+            whole = query[:2] + ANSWER[2:]
+            connection.recv(2 + len(query), socket.MSG_WAITALL)
+            connection.sendall(len(whole).to_bytes(2, "big") + whole)
 
-    with within(place.host, serve) as sock:
+    sock, listener = within(place.host, serve)
+    with sock, listener:
         place.router.dns_port = sock.getsockname()[1]
         thread = threading.Thread(target=answer, args=(sock,))
         thread.start()

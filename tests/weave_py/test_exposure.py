@@ -120,6 +120,18 @@ def test_flushed_rules_are_restored(place: Place) -> None:
     wait_until("it is said", lambda: said in place.log, START)
 
 
+def test_the_bridge_of_docker_may_come_later(place: Place) -> None:
+    place.start("--docker-bridge", "docker0")
+    assert "docker0" not in ruleset(place.host)
+    run("ip", "-n", place.host, "link", "add", "docker0", "type", "bridge")
+    run("ip", "-n", place.host, "addr", "add", "172.17.0.1/16", "dev", "docker0")
+    wait_until("it is seen", lambda: 'iifname "docker0" ip daddr 172.17.0.1' in ruleset(place.host), RESTORED)
+    mac = run("ip", "-n", place.host, "-o", "link", "show", "docker0").split("link/ether ")[1].split()[0]
+    run("ip", "-n", place.host, "link", "add", "p", "address", "00:00:00:00:00:02", "type", "veth", "peer", "name", "q")
+    run("ip", "-n", place.host, "link", "set", "p", "master", "docker0")
+    assert mac in run("ip", "-n", place.host, "link", "show", "docker0")
+
+
 def test_an_address_for_names_is_no_exposure(tmp_path: Path) -> None:
     """Names are served on it over a restart; exposed and hidden again, it stays for them."""
 

@@ -61,6 +61,7 @@ def test_launch_stop_and_reset(place: Place) -> None:
     assert set(links(place.host)) == {"lo"}
     assert ruleset(place.host) == before
     assert not list(place.directory.glob("weavedata*"))
+    assert not (place.directory / "run").exists()
     assert place.weave("reset", "--force") == (0, "", "")
 
 
