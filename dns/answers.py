@@ -20,6 +20,7 @@ from dns.message import (
     DS,
     HEADER,
     IN,
+    MAX_NAME,
     MIN_SIZE,
     NOERROR,
     NS,
@@ -70,17 +71,22 @@ class Answers:
         if wire is None:
             raise ValueError(f"invalid DNS domain {domain!r}: a label has 1 to 63 bytes, the whole at most 255")
         self.domain = qualified(domain)
-        self._wire = wire.lower()
+        self.wire = wire.lower()
         self._ttl = ttl
         self._shuffle = rng.shuffle
         self._probed = probed
         self._v4: NameTable | None = None
         self._v6: NameTable | None = None
         self._ready: dict[bytes, _Ready] = {}
-        self._heads: dict[tuple[int, int], dict[bytes, bytes]] = {}
+        self._heads: dict[tuple[int, int, int], dict[bytes, bytes]] = {}
         self._ns = b"\x02ns" + wire
+        # Lower-cased wire names that have an address, and the apex.
+        self._names = {self.wire}
         # Serial, refresh, retry, expire, and how long "there is none" is remembered: as long as an answer.
         self._soa = self._ns + b"\x0ahostmaster" + wire + struct.pack(">IIIII", 1, 3600, 600, 86400, ttl)
+        self._missing_heads = self._heads_for(NXDOMAIN, 0, 1)
+        self._missing_ends = tuple(self.wire + rtype.to_bytes(2, "big") + _IN for rtype in (A, AAAA))
+        self._missing_tail = record(b"", SOA, ttl, self._soa)
 
     def serve(self, v4: NameTable, v6: NameTable) -> None:
         """Say where names are."""
@@ -90,8 +96,13 @@ class Answers:
         """Drop what was prepared of a lower-cased name and of an address of `size` bytes."""
         wire = wire_name(name)
         if wire is not None:
+            assert self._v4 is not None and self._v6 is not None
+            if self._v4.addresses(name) or self._v6.addresses(name):
+                self._names.add(wire)
+            else:
+                self._names -= {wire} - {self.wire}
             names = [wire]
-            if wire.endswith(self._wire) and wire[0] + 1 + len(self._wire) == len(wire):
+            if wire.endswith(self.wire) and wire[0] + 1 + len(self.wire) == len(wire):
                 names.append(wire[: wire[0] + 1] + b"\0")
             for each in names:
                 for rtype in (A, AAAA):
@@ -102,9 +113,10 @@ class Answers:
 
     def quick(self, datagram: bytes) -> bytes | None:
         """The answer to a query that is kept; None where `answer` must be asked."""
-        ready = self._ready.get(datagram[12:].lower())
+        asked = datagram[12:].lower()
+        ready = self._ready.get(asked)
         if ready is None:
-            return None
+            return self._quick_missing(datagram, asked)
         head = ready.heads.get(datagram[2:12])
         if head is None:
             return None
@@ -112,6 +124,17 @@ class Answers:
             self._shuffle(ready.several)
             return b"".join((datagram[:2], head, datagram[12:], *ready.several))
         return datagram[:2] + head + datagram[12:] + ready.tail
+
+    def _quick_missing(self, datagram: bytes, asked: bytes) -> bytes | None:
+        """The answer about a name of the domain that nobody has: the commonest of questions, since resolvers search."""
+        head = self._missing_heads.get(datagram[2:12])
+        if head is None or not asked.endswith(self._missing_ends) or len(asked) > MAX_NAME + 4:
+            return None
+        name = asked[:-4]
+        if name in self._names or not name.isascii() or not self._at_label(name):
+            return None
+        owner = (0xC000 + HEADER.size + len(name) - len(self.wire)).to_bytes(2, "big")
+        return b"".join((datagram[:2], head, datagram[12:], owner, self._missing_tail))
 
     def answer(self, query: Query, tcp: bool) -> bytes | NotOurs:
         """The answer, or that it is not ours to give."""
@@ -121,19 +144,19 @@ class Answers:
             return build_reply(query, tcp, rcode=SERVFAIL)
         name = query.name
         if query.rtype != DS:
-            if name.endswith(self._wire) and self._at_label(name):
+            if name.endswith(self.wire) and self._at_label(name):
                 return self._local(query, name, tcp)
             for zone, size, digits in ((_REVERSE4, 4, 4), (_REVERSE6, 16, 32)):
                 if name.endswith(zone):
                     return self._reverse(query, _reverse_address(name[: -len(zone)], size, digits), size, tcp)
         if name[0] + 2 >= len(name):
             # One label, or none: it may be short for a name of ours.
-            return self._local(query, name[:-1] + self._wire if name[0] else b"", tcp, short=True)
+            return self._local(query, name[:-1] + self.wire if name[0] else b"", tcp, short=True)
         return NotOurs(SERVFAIL)
 
     def _at_label(self, name: bytes) -> bool:
         """Whether the domain begins where a label of the name does."""
-        position, domain = 0, len(name) - len(self._wire)
+        position, domain = 0, len(name) - len(self.wire)
         while position < domain:
             position += name[position] + 1
         return position == domain
@@ -145,7 +168,7 @@ class Answers:
         text = text_name(name) if name else None
         lower = text.lower() if text is not None else ""
         v4, v6 = self._v4.addresses(lower), self._v6.addresses(lower)
-        apex = name == self._wire and not short
+        apex = name == self.wire and not short
         if not v4 and not v6 and not apex:
             if short:
                 return NotOurs(NXDOMAIN)
@@ -181,29 +204,29 @@ class Answers:
         """An answer of ours about what exists; kept if it is of the usual kind."""
         size = HEADER.size + len(query.question) + sum(map(len, answers)) + sum(map(len, authority))
         if keep and size <= MIN_SIZE and query.question.endswith(_IN):
-            heads = self._heads_for(len(answers), len(authority))
+            heads = self._heads_for(NOERROR, len(answers), len(authority))
             tail = b"".join((*answers, *authority))
             self._ready[query.question.lower()] = _Ready(heads, tail, list(answers) if len(answers) > 1 else [])
         if len(answers) > 1:
             self._shuffle(answers)
         return build_reply(query, tcp, authoritative=True, answers=answers, authority=authority)
 
-    def _heads_for(self, answers: int, authority: int) -> dict[bytes, bytes]:
+    def _heads_for(self, rcode: int, answers: int, authority: int) -> dict[bytes, bytes]:
         """Headers behind the id, of queries with one question and of the answers to them."""
-        heads = self._heads.get((answers, authority))
+        heads = self._heads.get((rcode, answers, authority))
         if heads is None:
-            heads = self._heads[answers, authority] = {}
+            heads = self._heads[rcode, answers, authority] = {}
             counts = b"\0\1" + answers.to_bytes(2, "big") + authority.to_bytes(2, "big") + b"\0\0"
             for bits in product((0, RECURSION_DESIRED), (0, AUTHENTIC), (0, CHECKING_DISABLED)):
                 flags = sum(bits)
-                answer = reply_flags(flags, NOERROR, True).to_bytes(2, "big") + counts
+                answer = reply_flags(flags, rcode, rcode == NOERROR).to_bytes(2, "big") + counts
                 heads[flags.to_bytes(2, "big") + _ONE_QUESTION] = answer
         return heads
 
     def _soa_record(self, asked: bytes) -> bytes:
         """The domain's SOA: how long to remember that something is not there. Its owner points into the question."""
-        offset = HEADER.size + len(asked) - len(self._wire)
-        owner = (0xC000 | offset).to_bytes(2, "big") if asked.endswith(self._wire) else self._wire
+        offset = HEADER.size + len(asked) - len(self.wire)
+        owner = (0xC000 | offset).to_bytes(2, "big") if asked.endswith(self.wire) else self.wire
         return record(owner, SOA, self._ttl, self._soa)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
-from dns.entries import Entry, merged
+from dns.entries import Entry
 from mesh import gob
 from mesh.names import PeerName
 
@@ -34,10 +34,6 @@ class Message(NamedTuple):
 
     timestamp: int
     entries: list[Entry]
-
-    def merge(self, later: "Message") -> "Message":
-        """Two messages that wait to be sent, as one with the newer time."""
-        return Message(max(self.timestamp, later.timestamp), merged([*self.entries, *later.entries]))
 
 
 @dataclass(slots=True)

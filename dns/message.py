@@ -29,7 +29,7 @@ _MARKER = struct.Struct(">HHIH")
 
 
 # What dnslib raises for bytes that it cannot read.
-_UNREADABLE = (dnslib.DNSError, dnslib.BufferError, DNSLabelError, ValueError, IndexError, struct.error)
+UNREADABLE = (dnslib.DNSError, dnslib.BufferError, DNSLabelError, ValueError, IndexError, struct.error)
 
 
 class MessageError(Exception):
@@ -118,7 +118,7 @@ def _odd_query(datagram: bytes, flags: int) -> Query:
             return Query(datagram[:2], flags, 0, b"", b"", 0, edns)
         first = parsed.questions[0]
         name = encode_labels(first.qname.label)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise MessageError(str(error)) from error
     question = name + first.qtype.to_bytes(2, "big") + first.qclass.to_bytes(2, "big")
     return Query(datagram[:2], flags, len(parsed.questions), question, name.lower(), first.qtype, edns)

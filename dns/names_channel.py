@@ -32,7 +32,7 @@ class NameChannel:
         self._soon = soon
         self._log = log
         self._gossip: Gossip | None = None
-        self._pending: Message | None = None
+        self._pending: list[Entry] = []
         # Seconds that a peer's clock is ahead of ours, of those with whom it cost a message.
         self.skews: dict[PeerName, int] = {}
 
@@ -42,19 +42,14 @@ class NameChannel:
 
     def say(self, entries: list[Entry]) -> None:
         """Broadcast entries of ours, together with what else is said in this turn."""
-        if not entries:
-            return
-        message = Message(self._now(), entries)
-        if self._pending is not None:
-            self._pending = self._pending.merge(message)
-        else:
-            self._pending = message
+        if entries and not self._pending:
             self._soon(self._flush)
+        self._pending += entries
 
     def _flush(self) -> None:
-        message, self._pending = self._pending, None
-        if message is not None and self._gossip is not None:
-            self._gossip.broadcast(encode(self._family, message))
+        entries, self._pending = merged(self._pending), []
+        if self._gossip is not None:
+            self._gossip.broadcast(encode(self._family, Message(self._now(), entries)))
 
     # --- what arrives ---
 

@@ -7,6 +7,7 @@ Source: DNS spec §3-§7, §10, §14 (F4, F5, F6).
 
 import asyncio
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -16,16 +17,20 @@ from typing import Any, NamedTuple
 
 from dns.answers import Answers, NotOurs
 from dns.entries import TOMBSTONE_LIFE, Entry
+from dns.forwarder import Forwarder
 from dns.gossip_wire import Family
 from dns.journal import Keeper
-from dns.message import FORMERR, MessageError, Query, build_reply, error_reply, parse_query
+from dns.message import FORMERR, MessageError, error_reply, parse_query
 from dns.names_channel import NameChannel
+from dns.resolv_conf import parse_servers
 from dns.seams import Client, Known, NameJournal
 from dns.table import NameTable
 from dns.tcp import TcpServer
 from dns.udp import UdpServer, tcp_socket, udp_socket
+from dns.upstream import ResolvConf, UpstreamSockets
 from mesh.names import PeerName, format_peer_name
 from mesh.seams import Gossip, Gossiper
+from mesh.tcp import LoopScheduler
 
 # Containers whose names have no container: what is registered for them stays until it is removed.
 _RESERVED = "weave:"
@@ -109,6 +114,18 @@ class NameService:
         self._channel = NameChannel(Family.V4, self._v4, self._now, self._loop.call_soon, log)
         self._channel6 = NameChannel(Family.V6, self._v6, self._now, self._loop.call_soon, log)
         self._keeper = Keeper(journal, log)
+        self._sockets = UpstreamSockets(self._loop, settings.timeout)
+        self._forwarder = Forwarder(
+            self._sockets,
+            LoopScheduler(self._loop),
+            timeout=settings.timeout,
+            domain=self.answers.wire,
+            entropy=os.urandom,
+            counts=self.counts,
+            log=log,
+        )
+        self._sockets.serve(self._forwarder)
+        self._resolv_conf: ResolvConf | None = None
         self._udp: UdpServer | None = None
         self._tcp: TcpServer | None = None
         self._listener: asyncio.Server | None = None
@@ -136,6 +153,7 @@ class NameService:
             udp.close()
             raise
         self.address = (address[0], udp.getsockname()[1])
+        self._choose_upstream(address[0])
         self._udp = UdpServer(self._loop, udp, self.answers.quick, self._ask, self.counts)
         self._tcp = TcpServer(self._ask, self.counts)
         self._listener = await self._loop.create_server(self._tcp, sock=tcp)
@@ -151,7 +169,22 @@ class NameService:
             self._listener.close()
         if self._tcp is not None:
             self._tcp.close()
+        self._forwarder.stop()
+        self._sockets.close()
         await self._keeper.settled()
+
+    def _choose_upstream(self, own_host: str) -> None:
+        if self._settings.upstream:
+            self._forwarder.set_servers(parse_servers(self._settings.upstream))
+        elif self._settings.resolv_conf:
+            self._resolv_conf = ResolvConf(self._settings.resolv_conf, own_host, self._log)
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Follow the file that names upstream servers."""
+        if self._resolv_conf is not None:
+            self._resolv_conf.check(self._loop.time())
+            self._forwarder.set_servers(self._resolv_conf.servers)
 
     # --- names of this host ---
 
@@ -244,15 +277,14 @@ class NameService:
             return
         answer = self.answers.answer(query, client.tcp)
         if isinstance(answer, NotOurs):
-            self._forward(query, client, answer.rcode)
+            self._refresh()
+            self._forwarder.ask(query, client, answer.rcode)
         else:
             client.send(answer)
 
-    def _forward(self, query: Query, client: Client, rcode: int) -> None:
-        client.send(build_reply(query, client.tcp, rcode=rcode))
-
     def _probed(self, name: bytes) -> None:
-        """A question came back to us that we had sent to an upstream server."""
+        """A question may have come back to us that we had sent to an upstream server."""
+        self._forwarder.probed(name)
 
     # --- for status ---
 
@@ -285,12 +317,14 @@ class NameService:
             "TTL": self._settings.ttl,
             "Entries": entries or None,
             "ClockSkews": {format_peer_name(name): skew for name, skew in sorted(skews.items())},
+            "UpstreamLoops": [str(server) for server in self._forwarder.loops] or None,
             "Counts": dict(sorted(self.counts.items())),
         }
 
     def upstream(self) -> list[str]:
         """The upstream servers, as status shows them."""
-        return []
+        self._refresh()
+        return [str(server) for server in self._forwarder.servers]
 
     def metrics(self) -> NameFigures:
         """Figures for metrics."""

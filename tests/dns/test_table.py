@@ -162,9 +162,11 @@ def test_a_wrong_clock_costs_the_message_and_nothing_else(skew: int) -> None:
 
 @pytest.mark.parametrize("case", cases("coalesce.json"))
 def test_messages_that_wait_become_one(case: dict[str, Any]) -> None:
-    a, b, both = (Message(case[key]["timestamp"], entries(case[key]["entries"])) for key in ("a", "b", "merged"))
-    assert a.merge(b) == both
-    assert b.merge(a) == both
+    scenario = Scenario(cases("entry_operations.json")[0])
+    for message in sorted((case["a"], case["b"]), key=lambda message: int(message["timestamp"])):
+        scenario.now = message["timestamp"]
+        scenario.channel.say(entries(message["entries"]))
+    assert scenario.said() == [(case["merged"]["timestamp"], entries(case["merged"]["entries"]))]
 
 
 @pytest.mark.parametrize("vector", json.loads((ROOT / "dns" / "gossip_messages.json").read_text())["gossip"])
