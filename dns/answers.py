@@ -56,11 +56,11 @@ class NotOurs:
 
 @dataclass(slots=True)
 class _Ready:
-    """A kept answer: its header behind the id by that of the query, and its records; several are shuffled."""
+    """A kept answer of none or several records: its header behind the id by that of the query, and what follows."""
 
     heads: dict[bytes, bytes]
-    tail: bytes
-    several: list[bytes]
+    answers: list[bytes]
+    authority: bytes
 
 
 class Answers:
@@ -77,6 +77,9 @@ class Answers:
         self._probed = probed
         self._v4: NameTable | None = None
         self._v6: NameTable | None = None
+        # By question, lower-cased. Nearly all answers are one record: these are kept bare, since memory is what a
+        # large table costs.
+        self._single: dict[bytes, bytes] = {}
         self._ready: dict[bytes, _Ready] = {}
         self._heads: dict[tuple[int, int, int], dict[bytes, bytes]] = {}
         self._ns = b"\x02ns" + wire
@@ -84,6 +87,7 @@ class Answers:
         self._names = {self.wire}
         # Serial, refresh, retry, expire, and how long "there is none" is remembered: as long as an answer.
         self._soa = self._ns + b"\x0ahostmaster" + wire + struct.pack(">IIIII", 1, 3600, 600, 86400, ttl)
+        self._single_heads = self._heads_for(NOERROR, 1, 0)
         self._missing_heads = self._heads_for(NXDOMAIN, 0, 1)
         self._missing_ends = tuple(self.wire + rtype.to_bytes(2, "big") + _IN for rtype in (A, AAAA))
         self._missing_tail = record(b"", SOA, ttl, self._soa)
@@ -106,24 +110,30 @@ class Answers:
                 names.append(wire[: wire[0] + 1] + b"\0")
             for each in names:
                 for rtype in (A, AAAA):
-                    self._ready.pop(each + rtype.to_bytes(2, "big") + _IN, None)
-        self._ready.pop(reverse_name(address, size) + PTR.to_bytes(2, "big") + _IN, None)
+                    self._drop(each + rtype.to_bytes(2, "big") + _IN)
+        self._drop(reverse_name(address, size) + PTR.to_bytes(2, "big") + _IN)
+
+    def _drop(self, asked: bytes) -> None:
+        self._single.pop(asked, None)
+        self._ready.pop(asked, None)
 
     # --- answering ---
 
     def quick(self, datagram: bytes) -> bytes | None:
         """The answer to a query that is kept; None where `answer` must be asked."""
         asked = datagram[12:].lower()
+        single = self._single.get(asked)
+        if single is not None:
+            head = self._single_heads.get(datagram[2:12])
+            return None if head is None else datagram[:2] + head + datagram[12:] + single
         ready = self._ready.get(asked)
         if ready is None:
             return self._quick_missing(datagram, asked)
         head = ready.heads.get(datagram[2:12])
         if head is None:
             return None
-        if ready.several:
-            self._shuffle(ready.several)
-            return b"".join((datagram[:2], head, datagram[12:], *ready.several))
-        return datagram[:2] + head + datagram[12:] + ready.tail
+        self._shuffle(ready.answers)
+        return b"".join((datagram[:2], head, datagram[12:], *ready.answers, ready.authority))
 
     def _quick_missing(self, datagram: bytes, asked: bytes) -> bytes | None:
         """The answer about a name of the domain that nobody has: the commonest of questions, since resolvers search."""
@@ -204,9 +214,12 @@ class Answers:
         """An answer of ours about what exists; kept if it is of the usual kind."""
         size = HEADER.size + len(query.question) + sum(map(len, answers)) + sum(map(len, authority))
         if keep and size <= MIN_SIZE and query.question.endswith(_IN):
-            heads = self._heads_for(NOERROR, len(answers), len(authority))
-            tail = b"".join((*answers, *authority))
-            self._ready[query.question.lower()] = _Ready(heads, tail, list(answers) if len(answers) > 1 else [])
+            asked = query.question.lower()
+            if len(answers) == 1 and not authority:
+                self._single[asked] = answers[0]
+            else:
+                heads = self._heads_for(NOERROR, len(answers), len(authority))
+                self._ready[asked] = _Ready(heads, list(answers), b"".join(authority))
         if len(answers) > 1:
             self._shuffle(answers)
         return build_reply(query, tcp, authoritative=True, answers=answers, authority=authority)

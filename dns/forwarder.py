@@ -8,6 +8,7 @@ wait. Source: DNS spec §8, §14 (F9, F10, F13); RFC 5452, RFC 7766, RFC 9520.
 """
 
 import logging
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -301,7 +302,7 @@ class Forwarder:
             return
         now = self._scheduler.now()
         took = now - pending.since
-        self.latency[sum(took > bound for bound in BUCKETS)] += 1
+        self.latency[bisect_left(BUCKETS, took)] += 1
         self.latency_sum += took
         if pending.key[-1:] == b"D" or pending.query.flags & RECURSION_DESIRED:
             self._cache.put(pending.key, parsed, now)

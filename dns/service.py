@@ -182,8 +182,7 @@ class NameService:
 
     def _refresh(self) -> None:
         """Follow the file that names upstream servers."""
-        if self._resolv_conf is not None:
-            self._resolv_conf.check(self._loop.time())
+        if self._resolv_conf is not None and self._resolv_conf.check(self._loop.time()):
             self._forwarder.set_servers(self._resolv_conf.servers)
 
     # --- names of this host ---

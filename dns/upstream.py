@@ -15,10 +15,10 @@ from pathlib import Path
 from dns.forwarder import Forwarder
 from dns.resolv_conf import Server, parse_resolv_conf
 
-_SOCKETS = 4
+_SOCKETS = 2
 _LIFE = 10.0
 _BATCH = 64
-_LARGEST = 4096
+_LARGEST = 2048
 _TCP_CONNECT = 2.0
 _CHECK_EVERY = 5.0
 _LARGEST_FILE = 64 << 10
@@ -154,23 +154,24 @@ class ResolvConf:
         self._check_at = 0.0
         self.servers: Sequence[Server] = ()
 
-    def check(self, now: float) -> None:
-        """Look at the file, but at most every 5 s. `now`: seconds of any monotonic clock."""
+    def check(self, now: float) -> bool:
+        """Look at the file, but at most every 5 s; whether it was read anew. `now`: seconds of any monotonic clock."""
         if now < self._check_at:
-            return
+            return False
         self._check_at = now + _CHECK_EVERY
         try:
             stat = os.stat(self._path)
             seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
             if seen == self._seen:
-                return
+                return False
             with open(self._path, "rb") as file:
                 text = file.read(_LARGEST_FILE).decode("utf-8", "replace")
         except OSError as error:
             if self._error != (error.strerror or ""):
                 self._error = error.strerror or ""
                 self._log.warning("%s: %s; upstream DNS servers stay as they were", self._path, self._error.lower())
-            return
+            return False
         self._seen, self._error = seen, ""
         self.servers = parse_resolv_conf(text, self._own_host)
         self._log.info("upstream DNS servers: %s", ", ".join(map(str, self.servers)) or "none")
+        return True
