@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from random import Random
@@ -22,11 +22,11 @@ from dns.gossip_wire import Family
 from dns.journal import Keeper
 from dns.message import FORMERR, MessageError, error_reply, parse_query
 from dns.names_channel import NameChannel
-from dns.resolv_conf import parse_servers
+from dns.resolv_conf import Server, parse_servers
 from dns.seams import Client, Known, NameJournal
 from dns.table import NameTable
 from dns.tcp import TcpServer
-from dns.udp import UdpServer, tcp_socket, udp_socket
+from dns.udp import UdpServer, server_sockets
 from dns.upstream import ResolvConf, UpstreamSockets
 from mesh.names import PeerName, format_peer_name
 from mesh.seams import Gossip, Gossiper
@@ -145,19 +145,13 @@ class NameService:
         for hostname, container, text in await self._keeper.load():
             table, value = self._table(text)
             self._channel_of(table).say(table.add(hostname, container, value))
-        udp = udp_socket(*address)
-        try:
-            # Port 0 is any that both have.
-            tcp = tcp_socket(address[0], udp.getsockname()[1])
-        except OSError:
-            udp.close()
-            raise
+        udp, tcp = server_sockets(*address)
         self.address = (address[0], udp.getsockname()[1])
         self._choose_upstream(address[0])
         self._udp = UdpServer(self._loop, udp, self.answers.quick, self._ask, self.counts)
         self._tcp = TcpServer(self._ask, self.counts)
         self._listener = await self._loop.create_server(self._tcp, sock=tcp)
-        self._purging = self._loop.call_later(TOMBSTONE_LIFE, self._purge)
+        self._purge_later()
 
     async def stop(self) -> None:
         """Answer no more; what is to be kept is kept when this returns."""
@@ -173,9 +167,13 @@ class NameService:
         self._sockets.close()
         await self._keeper.settled()
 
+    def follow(self, servers: Sequence[Server]) -> None:
+        """Ask these upstream servers from now on."""
+        self._forwarder.set_servers(servers)
+
     def _choose_upstream(self, own_host: str) -> None:
         if self._settings.upstream:
-            self._forwarder.set_servers(parse_servers(self._settings.upstream))
+            self.follow(parse_servers(self._settings.upstream))
         elif self._settings.resolv_conf:
             self._resolv_conf = ResolvConf(self._settings.resolv_conf, own_host, self._log)
             self._refresh()
@@ -183,7 +181,7 @@ class NameService:
     def _refresh(self) -> None:
         """Follow the file that names upstream servers."""
         if self._resolv_conf is not None and self._resolv_conf.check(self._loop.time()):
-            self._forwarder.set_servers(self._resolv_conf.servers)
+            self.follow(self._resolv_conf.servers)
 
     # --- names of this host ---
 
@@ -260,6 +258,18 @@ class NameService:
         """A peer left the mesh."""
         for channel in (self._channel, self._channel6):
             channel.peer_gone(name)
+
+    def purge(self) -> None:
+        """Forget what was removed long ago."""
+        for table in (self._v4, self._v6):
+            table.purge(self._now())
+
+    def _purge_later(self) -> None:
+        def purge() -> None:
+            self.purge()
+            self._purge_later()
+
+        self._purging = self._loop.call_later(TOMBSTONE_LIFE, purge)
 
     # --- questions ---
 
@@ -350,11 +360,6 @@ class NameService:
 
     def _channel_of(self, table: NameTable) -> NameChannel:
         return self._channel if table is self._v4 else self._channel6
-
-    def _purge(self) -> None:
-        for table in (self._v4, self._v6):
-            table.purge(self._now())
-        self._purging = self._loop.call_later(TOMBSTONE_LIFE, self._purge)
 
 
 def _text(entry: Entry, v6: bool) -> str:

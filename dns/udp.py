@@ -17,6 +17,7 @@ _IP_PKTINFO = 8
 _BATCH = 64
 _LARGEST_QUERY = 1232
 _BUFFER = 1 << 20
+_ATTEMPTS = 16
 
 Quick = Callable[[bytes], bytes | None]
 Ancillary = list[tuple[int, int, bytes]]
@@ -125,16 +126,21 @@ def _asked_address(level: int, kind: int, value: bytes) -> tuple[int, int, bytes
     return level, kind, value
 
 
-def udp_socket(host: str, port: int) -> socket.socket:
-    """A bound, non-blocking socket. Raises OSError."""
-    return _bound(host, port, socket.SOCK_DGRAM)
-
-
-def tcp_socket(host: str, port: int) -> socket.socket:
-    """A listening, non-blocking socket. Raises OSError."""
-    sock = _bound(host, port, socket.SOCK_STREAM)
-    sock.listen(128)
-    return sock
+def server_sockets(host: str, port: int) -> tuple[socket.socket, socket.socket]:
+    """A bound UDP socket and a listening TCP socket at one port; port 0 is any that both can have. Raises OSError."""
+    attempts = 1 if port else _ATTEMPTS
+    while True:
+        udp = _bound(host, port, socket.SOCK_DGRAM)
+        attempts -= 1
+        try:
+            tcp = _bound(host, udp.getsockname()[1], socket.SOCK_STREAM)
+            tcp.listen(128)
+        except OSError:
+            udp.close()
+            if not attempts:
+                raise
+        else:
+            return udp, tcp
 
 
 def _bound(host: str, port: int, kind: int) -> socket.socket:
