@@ -270,34 +270,46 @@ static int receive(rx *r, int fd)
     return number;
 }
 
-int core_step_rx(core *c)
+static int step(core *c, const struct pollfd *ready, int sockets)
 {
     rx *r = c->rx;
     int number = 0;
     pthread_rwlock_rdlock(&c->lock);
     r->now = now();
-    for (int v6 = 0; v6 < 2; v6++)
-        for (int df = 0; df < 2; df++)
-            if (c->udp[v6][df] >= 0)
-                number += receive(r, c->udp[v6][df]);
+    for (int place = 0; place < sockets; place++)
+        if (ready[place].revents)
+            number += receive(r, ready[place].fd);
     out_flush(&r->out);
     pthread_rwlock_unlock(&c->lock);
     core_wake(c, &c->rings[EVENTS_RX], &c->rings[FRAMES_RX]);
     return number;
 }
 
+/* The sockets that there are, as if all were ready. */
+static int sockets(const core *c, struct pollfd *into)
+{
+    int number = 0;
+    for (int place = 0; place < 4; place++)
+        if (c->udp[place / 2][place % 2] >= 0)
+            into[number++] = (struct pollfd){c->udp[place / 2][place % 2], POLLIN, POLLIN};
+    return number;
+}
+
+int core_step_rx(core *c)
+{
+    struct pollfd all[4];
+    return step(c, all, sockets(c, all));
+}
+
 void core_run_rx(core *c)
 {
     struct pollfd wanted[5] = {{c->stop, POLLIN, 0}};
-    int number = 1;
-    for (int place = 0; place < 4; place++)
-        if (c->udp[place / 2][place % 2] >= 0)
-            wanted[number++] = (struct pollfd){c->udp[place / 2][place % 2], POLLIN, 0};
+    int number = 1 + sockets(c, wanted + 1);
     for (;;) {
         if (poll(wanted, (nfds_t)number, -1) < 0 && errno != EINTR)
             return;
         if (wanted[0].revents)
             return;
-        core_step_rx(c);
+        step(c, wanted + 1, number - 1);
     }
 }

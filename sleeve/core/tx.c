@@ -8,7 +8,7 @@
 
 #include "core.h"
 
-#define BATCH 32
+#define BATCH 128
 #define BATCH_BYTES (1u << 20)
 #define PAUSE_MS 100
 
