@@ -17,6 +17,9 @@ from nft.ruleset import Family, Transaction
 
 _TABLES = ("mangle", "nat", "filter")
 _CONTROL_PORT = "Block non-local access to Weave Net control port"
+# What 2.8 refuses and allows to Docker's containers: the mesh's ports and names.
+_DOCKER_PORTS = (53, 6783, 6784)
+_DOCKER_WORDS = tuple(map(str, _DOCKER_PORTS))
 _OLD = re.compile(r"WEAVE(-.*)?")
 _OLD_SETS = re.compile(r"weave-.*|weaver-no-masq-local")
 
@@ -57,6 +60,8 @@ def _is_old(rule: readback.Rule, bridge: str) -> bool:
         return True
     if rule.chain == "POSTROUTING":
         return (rule.interfaces, rule.verdict) == ((enters,), "accept")
+    if rule.chain == "INPUT":
+        return rule.port in _DOCKER_PORTS and rule.interfaces == ("in docker0",)
     if rule.chain != "FORWARD":
         return False
     if rule.interfaces == (enters,):
@@ -93,7 +98,8 @@ def _stale(lines: Sequence[Sequence[str]], old: Sequence[str], bridge: str) -> I
     for words in lines:
         if words[0] == "-A" and words[1] not in old:
             values = dict(pairwise(words))
-            if words in theirs or values.get("-j") in old or values.get("--comment") == _CONTROL_PORT:
+            docker = words[1] == "INPUT" and values.get("-i") == "docker0" and values.get("--dport") in _DOCKER_WORDS
+            if words in theirs or values.get("-j") in old or values.get("--comment") == _CONTROL_PORT or docker:
                 yield words
 
 

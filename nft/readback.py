@@ -4,6 +4,7 @@ A table, chain or set that is not there reads as empty. Source: linux/netfilter/
 """
 
 import errno
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from nft.wire import Attributes, NftError, attributes, dump, string, text
 _GETTABLE, _GETCHAIN, _GETRULE, _GETELEMENT = 1, 4, 7, 13
 _COMMENT = 0
 _VERDICTS = {0: "drop", 1: "accept", -5: "return"}
+# Base (transport header), offset and size of a destination port; and both ends of its range in struct xt_tcp, xt_udp.
+_DESTINATION_PORT = [2, 2, 2]
+_PORTS = struct.Struct("=4xHH")
 _DIRECTIONS = {6: "in ", 7: "out "}
 _INTERVAL_END = 1
 
@@ -22,7 +26,7 @@ class Rule:
     """A rule as it is; `expressions` are their names in order, `packets` and `octets` those of its first counter.
 
     `interfaces` are what it wants of them: `in x`, `out x`, `not out x`. `verdict` is accept, drop, return, or the
-    chain to which it jumps; empty where it gives none.
+    chain to which it jumps; empty where it gives none. `port` is the single destination port it wants, 0 for none.
     """
 
     chain: str
@@ -33,6 +37,7 @@ class Rule:
     octets: int
     interfaces: tuple[str, ...]
     verdict: str
+    port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,7 @@ def _rule(found: Attributes) -> Rule:
         octets=int.from_bytes(counted.get(1, b""), "big"),
         interfaces=tuple(_interfaces(expressions)),
         verdict=next((_verdict(content) for name, content in expressions if name == "immediate"), ""),
+        port=_port(expressions),
     )
 
 
@@ -134,6 +140,20 @@ def _interfaces(expressions: Iterable[tuple[str, Attributes]]) -> Iterator[str]:
             negated = "" if content[2] == bytes(4) else "not "
             yield negated + loaded + text(dict(attributes(content[3]))[1])
         loaded = _DIRECTIONS.get(int.from_bytes(content.get(2, b""), "big"), "") if name == "meta" else ""
+
+
+def _port(expressions: Iterable[tuple[str, Attributes]]) -> int:
+    """The port, as nft writes it (two bytes of the transport header) or as iptables-nft does (a match)."""
+    loaded = False
+    for name, content in expressions:
+        if name == "match" and text(content[1]) in ("tcp", "udp"):
+            least, most = _PORTS.unpack_from(content[3])
+            return least if least == most else 0
+        if name == "cmp" and loaded:
+            return int.from_bytes(dict(attributes(content[3]))[1], "big")
+        header = [int.from_bytes(content.get(key, b""), "big") for key in (2, 3, 4)]
+        loaded = name == "payload" and header == _DESTINATION_PORT
+    return 0
 
 
 def _iptables_comment(expressions: Iterable[tuple[str, Attributes]]) -> str:

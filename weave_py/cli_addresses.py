@@ -174,7 +174,8 @@ def attach(arguments: list[str]) -> int:
     cidrs = obtain(ident, wishes or [Wanted()], check_alive=True)
     try:
         addresses = [ip_interface(cidr) for cidr in cidrs]
-        on_host(lambda: veth.attach(target, addresses, multicast_route=not no_route))
+        hairpin = os.environ.get("HAIRPIN_MODE", "true") != "false"
+        on_host(lambda: veth.attach(target, addresses, multicast_route=not no_route, hairpin=hairpin))
     except BaseException:
         give_back(ident, [cidr for cidr in cidrs if cidr not in before])
         raise

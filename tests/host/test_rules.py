@@ -229,6 +229,7 @@ def test_the_old_rules_are_recognised(host: str, program: str) -> None:
     """What a 2.8 router wrote is removed with its chains; a user's own rules about the bridge stay."""
     iptables(host, program, "-A", "FORWARD", "-i", "weave", "-j", "ACCEPT", "-m", "comment", "--comment", "mine")
     iptables(host, program, "-t", "nat", "-A", "POSTROUTING", "-o", "eth9", "-j", "MASQUERADE")
+    iptables(host, program, "-A", "INPUT", "-i", "docker0", "-p", "tcp", "--dport", "80", "-j", "ACCEPT")
     for table in ("mangle", "nat", "filter"):
         iptables(host, program, "-t", table, "-S")
     before = iptables(host, program, "-S"), iptables(host, program, "-t", "nat", "-S")
@@ -236,6 +237,10 @@ def test_the_old_rules_are_recognised(host: str, program: str) -> None:
         text = (ROOT / f"api/iptables.{capture}.txt").read_text()
         lines = [line for line in text.splitlines() if "--match-set" not in line]
         restore(host, program, "\n".join(lines).replace("\\'", "'") + "\n")
+        iptables(host, program, "-A", "INPUT", "-i", "docker0", "-p", "tcp", "--dport", "80", "-j", "ACCEPT")
+        for protocol, port, target in (("tcp", "6783", "DROP"), ("udp", "6784", "DROP"), ("udp", "53", "ACCEPT")):
+            to = ("-i", "docker0", "-d", "172.17.0.1", "-p", protocol, "--dport", port)
+            iptables(host, program, "-A", "INPUT", *to, "-j", target)
         iptables(host, program, "-A", "FORWARD", "-i", "weave", "-j", "ACCEPT", "-m", "comment", "--comment", "mine")
         iptables(host, program, "-t", "nat", "-A", "POSTROUTING", "-o", "eth9", "-j", "MASQUERADE")
         removed = within(host, lambda: remove_old("weave"))

@@ -136,7 +136,8 @@ def test_chains_of_any_family_read_back(place: str) -> None:
                 transaction.add_chain("FORWARD", Hook.FORWARD, policy=Policy.DROP)
                 transaction.add_chain("mine")
                 transaction.add_rule("FORWARD", out_interface("a"), in_interface("b", negate=True), jump("mine"))
-                transaction.add_rule("FORWARD", ip_destination("10.0.0.0/8", bare=True), accept(), comment="ten")
+                ten = (ip_destination("10.0.0.0/8", bare=True), destination_port(Protocol.UDP, 53))
+                transaction.add_rule("FORWARD", *ten, accept(), comment="ten")
 
     within(place, work)
     found = within(place, lambda: readback.base_chains(Hook.FORWARD))
@@ -146,7 +147,8 @@ def test_chains_of_any_family_read_back(place: str) -> None:
     assert within(place, lambda: readback.base_chains(Hook.INPUT)) == ()
     first, second = within(place, lambda: readback.rules("filter", "FORWARD", Family.IP))
     assert (first.interfaces, first.verdict, first.comment) == (("out a", "not in b"), "mine", "")
-    assert (second.interfaces, second.verdict, second.comment) == ((), "accept", "ten")
+    assert first.port == 0
+    assert (second.interfaces, second.verdict, second.comment, second.port) == ((), "accept", "ten", 53)
     assert within(place, lambda: readback.rules("filter", "FORWARD", Family.IP6)) == ()
 
 
