@@ -119,7 +119,7 @@ def reset(arguments: list[str]) -> int:
 def _remove_state(prefix: str) -> None:
     """The store, with its log, its lock and what was moved aside; what Weave Net kept; the directories, if empty."""
     files = glob.glob(f"{glob.escape(prefix)}data.sqlite*")
-    for path in (*files, f"{prefix}data.lock", f"{prefix}data.db", *_OLD_STATE):
+    for path in (*files, f"{prefix}data.lock", f"{prefix}data.db", f"{prefix}data.db.before", *_OLD_STATE):
         try:
             os.unlink(path)
         except FileNotFoundError:

@@ -240,8 +240,11 @@ def _code(error: sqlite3.Error) -> int:
 def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    if isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_FULL:
-        return "no space left on the disk; nothing was changed, and it goes on when there is"
-    if isinstance(error, sqlite3.Error) and _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return f"{error}; the next start of the router moves the file aside"
+    if isinstance(error, sqlite3.Error):
+        # The index of the log is made first, and is the first that does not fit.
+        no_index = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE
+        if no_index or _code(error) == sqlite3.SQLITE_FULL:
+            return "no space left on the disk; nothing was changed, and it goes on when there is"
+        if _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return f"{error}; the next start of the router moves the file aside"
     return str(error)
