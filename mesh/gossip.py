@@ -7,7 +7,7 @@ connection needs. Source: mesh spec §11.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Protocol
 
@@ -89,6 +89,8 @@ class Channels:
         self._timing = timing
         self._limits = limits
         self._log = log
+        # Told what a neighbour sent of its own state: its name, the channel, the message.
+        self.listener: Callable[[PeerName, str, bytes], None] | None = None
         self._users: dict[str, Gossiper] = {}
         self._surrogates: dict[str, Surrogate] = {}
         self._waiting: set[Connection] = set()
@@ -120,10 +122,12 @@ class Channels:
         name, sender, data = decode_gossip(payload)
         if name == TOPOLOGY_CHANNEL:
             self._topology.on_gossip(connection, data)
-            return
-        news = self._user(name).on_gossip(data)
-        if news is not None:
-            self.spread(name, news, exclude=sender)
+        else:
+            news = self._user(name).on_gossip(data)
+            if news is not None:
+                self.spread(name, news, exclude=sender)
+        if self.listener is not None:
+            self.listener(connection.name, name, data)
 
     def _on_broadcast(self, connection: Connection, payload: bytes) -> None:
         name, source, data = decode_gossip(payload)

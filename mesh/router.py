@@ -140,6 +140,10 @@ class Router:
         """Register the user of a gossip channel."""
         return self._channels.open(name, user)
 
+    def listen(self, listener: Callable[[PeerName, str, bytes], None]) -> None:
+        """Be told what neighbours send of their own state, after it was taken in: whose, the channel, the message."""
+        self._channels.listener = listener
+
     # --- what others look up ---
 
     @property

@@ -243,6 +243,19 @@ class Topology:
         new, bumped = self._apply(entries)
         return Merge(frozenset(new), frozenset(described), bumped, bool(new or bumped) and self.lacks_short_id)
 
+    def matches(self, data: bytes) -> bool | None:
+        """Whether a message about everybody says exactly what we know; None where it leaves out somebody we know.
+
+        Nothing is decoded but what differs. Raises GobError.
+        """
+        cut = split_pairs(data, self._known)
+        if cut is None:
+            return None
+        differing = {decode_pair(pair).name for pair in cut.unknown}
+        if len(differing.union(cut.known)) < sum(1 for entry in self._peers.values() if entry.uid):
+            return None
+        return not differing
+
     def _decode(self, pair: Pair) -> Entry:
         if self._cache is not None:
             cached = self._cache.get(pair)

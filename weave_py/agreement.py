@@ -1,10 +1,11 @@
 """Do all peers hold the same topology, ring and names; and if not, who differs since when.
 
 Every node of our kind tells all others a digest of each, on a gossip channel of its own, when one changed and now and
-then. Weave Net 2.8 relays such a channel and says nothing on it: of its routers this can only say that they do not
-say. A digest says that two nodes differ, not which of them is right. The record: u8 format, u64 UID, u64 milliseconds
-since the epoch, u8 which digests follow (bit 0 topology, 1 ring, 2 names), then u64 digest and u32 count for each;
-more bytes may follow. Source: mesh spec §11.1, §11.5; CLI spec §14.
+then. Weave Net 2.8 relays such a channel and says nothing on it. Of a 2.8 router that is our neighbour some of this
+shows all the same, in the gossip that it sends every half a minute; of one further away nothing. A digest says that
+two nodes differ, not which of them is right. The record: u8 format, u64 UID, u64 milliseconds since the epoch, u8
+which digests follow (bit 0 topology, 1 ring, 2 names), then u64 digest and u32 count for each; more bytes may follow.
+Source: mesh spec §8.4, §11.1, §11.5; IPAM spec §5.3; CLI spec §14.
 """
 
 import hashlib
@@ -29,6 +30,8 @@ _GAP, _GAP_PER_PEER = 5.0, 1 / 20
 _INTERVAL, _INTERVAL_PER_PEER = 60.0, 1 / 5
 # A difference that is younger is a change on its way.
 _SETTLING = 20.0
+# Neighbours gossip every 30 s; what comes in between is of changes.
+_GLANCE = 25.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,10 @@ def names_digest(dns: Mapping[str, Any]) -> Digest:
 class _Peer:
     holding: Holding = field(default_factory=dict)
     heard: float = 0.0
-    skew: float = 0.0
+    # How far its clock is ahead of ours, seconds; None for one that never said, and of which we know what it gossips.
+    skew: float | None = None
+    # When a subject was last seen in its gossip, seconds since the epoch.
+    glances: dict[str, float] = field(default_factory=dict)
     # Since when a subject differs, seconds since the epoch.
     since: dict[str, float] = field(default_factory=dict)
 
@@ -125,6 +131,18 @@ class Agreement:
         for peer in self._peers.values():
             self._compare(peer, now)
 
+    def glance_due(self, name: PeerName, subject: str, now: float) -> bool:
+        """Whether gossip of a neighbour on a subject is worth a look: it says nothing itself, or said nothing yet."""
+        peer = self._peers.get(name)
+        return peer is None or (peer.skew is None and abs(now - peer.glances.get(subject, 0.0)) >= _GLANCE)
+
+    def glanced(self, name: PeerName, subject: str, digest: Digest, now: float) -> None:
+        """A neighbour that says nothing gossiped all that it holds of a subject."""
+        peer = self._peers.setdefault(name, _Peer())
+        peer.holding, peer.heard = {**peer.holding, subject: digest}, now
+        peer.glances[subject] = now
+        self._compare_one(peer, subject, now)
+
     def due(self, now: float) -> bool:
         """Whether the others should be told: it changed, or it is a while ago. Whoever asks and gets True tells."""
         peers = len(self._peers)
@@ -145,6 +163,7 @@ class Agreement:
         """A peer said what it holds."""
         peer = self._peers.setdefault(name, _Peer())
         peer.holding, peer.heard, peer.skew = record.holding, now, record.clock / 1000 - now
+        peer.glances.clear()
         self._compare(peer, now)
 
     def keep(self, names: Iterable[PeerName]) -> None:
@@ -153,11 +172,16 @@ class Agreement:
 
     def _compare(self, peer: _Peer, now: float) -> None:
         for subject in SUBJECTS:
-            ours, theirs = self._ours.get(subject), peer.holding.get(subject)
-            if ours is None or theirs is None or ours == theirs:
-                peer.since.pop(subject, None)
-            else:
-                peer.since.setdefault(subject, now)
+            # What was gossiped is as old as the gossip: it is compared with what we held then.
+            if subject not in peer.glances:
+                self._compare_one(peer, subject, now)
+
+    def _compare_one(self, peer: _Peer, subject: str, now: float) -> None:
+        ours, theirs = self._ours.get(subject), peer.holding.get(subject)
+        if ours is None or theirs is None or ours == theirs:
+            peer.since.pop(subject, None)
+        else:
+            peer.since.setdefault(subject, now)
 
     # --- showing ---
 
@@ -165,7 +189,7 @@ class Agreement:
         """The report's object `Agreement`, about these others (name, nickname)."""
         others = sorted(peers)
         settling = _SETTLING + 2 * max(_GAP, len(others) * _GAP_PER_PEER)
-        rows = [self._row(name, nickname, now - settling) for name, nickname in others]
+        rows = [self._row(name, nickname, now, settling) for name, nickname in others]
         differences = [difference for row in rows for difference in row["Differs"]]
         return {
             "Agreed": not any(difference["Lasting"] for difference in differences),
@@ -185,21 +209,21 @@ class Agreement:
             "Unknown": len(others) - len(comparable),
         }
 
-    def _row(self, name: PeerName, nickname: str, lasting: float) -> dict[str, Any]:
+    def _row(self, name: PeerName, nickname: str, now: float, settling: float) -> dict[str, Any]:
         peer = self._peers.get(name)
         return {
             "Name": format_peer_name(name),
             "NickName": nickname,
             "Says": [] if peer is None else [subject for subject in SUBJECTS if subject in peer.holding],
             "Heard": None if peer is None else moment(peer.heard),
-            "ClockSkew": None if peer is None else round(peer.skew, 3),
+            "ClockSkew": None if peer is None or peer.skew is None else round(peer.skew, 3),
             "Differs": []
             if peer is None
             else [
                 {
                     "Subject": subject,
                     "Since": moment(since),
-                    "Lasting": since <= lasting,
+                    "Lasting": peer.glances.get(subject, now) - since >= settling,
                     "Theirs": _shown(peer.holding.get(subject)),
                     "Ours": _shown(self._ours.get(subject)),
                 }
@@ -231,4 +255,8 @@ def text(document: Mapping[str, Any]) -> str:
             lines.append(f"{label} {difference['Subject']} {what} since {difference['Since']}: {counts}")
         if not peer["Says"]:
             lines.append(f"{label} does not say: it runs Weave Net 2.8, or is new")
+        elif peer["ClockSkew"] is None:
+            lines.append(
+                f"{label} runs Weave Net 2.8: what is known of it is what it gossips ({', '.join(peer['Says'])})"
+            )
     return "".join(f"{line}\n" for line in lines)

@@ -2,6 +2,7 @@
 
     agreement = AgreementGossip(hold=..., peers=..., uid=uid)
     agreement.start(service.channel(agreement.CHANNEL, agreement))
+    service.router.listen(agreement.neighbour_said)
     ...
     agreement.document()        # for the report, `/status/agree` and `weave doctor`
     agreement.stop()
@@ -20,13 +21,15 @@ from mesh.seams import Gossip
 from weave_py.agreement import CHANNEL, Agreement, Digest, decode, encode
 
 _TICK = 5.0
+Reader = Callable[[bytes], Digest | None]
 
 
 class AgreementGossip:
     """A user of the channel (`mesh.seams.Gossiper`).
 
     `hold` tells what we hold, by subject; a subject that is not used is left out. `peers` tells name and nickname of
-    everybody else in the topology. `uid` is the one that the mesh announces.
+    everybody else in the topology. `uid` is the one that the mesh announces. `readers`, by the channel, find in gossip
+    of a neighbour what it holds of a subject; None where the message does not tell.
     """
 
     CHANNEL = CHANNEL
@@ -37,11 +40,13 @@ class AgreementGossip:
         hold: Callable[[], Mapping[str, Digest]],
         peers: Callable[[], Iterable[tuple[PeerName, str]]],
         uid: int,
+        readers: Mapping[str, tuple[str, Reader]] | None = None,
         tick: float = _TICK,
     ) -> None:
         self._hold = hold
         self._peers = peers
         self._uid = uid
+        self._readers = readers or {}
         self._tick = tick
         self._agreement = Agreement()
         self._channel: Gossip | None = None
@@ -87,6 +92,18 @@ class AgreementGossip:
 
     def gossip(self) -> None:
         """Nothing periodic: a record belongs to its sender's own broadcast."""
+
+    def neighbour_said(self, name: PeerName, channel: str, message: bytes) -> None:
+        """Gossip of a neighbour on any channel, which its user has already taken in."""
+        if channel not in self._readers:
+            return
+        subject, reader = self._readers[channel]
+        now = time.time()
+        if self._agreement.glance_due(name, subject, now):
+            found = reader(message)
+            if found is not None:
+                self._agreement.hold(self._hold(), now)
+                self._agreement.glanced(name, subject, found, now)
 
     # --- showing ---
 

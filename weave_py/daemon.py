@@ -157,7 +157,9 @@ class Daemon:
         sleeve.attach(frames)
         service.attach_overlay(switch)
         port.start(frames.captured, sleeve.flush)
-        agreement = AgreementGossip(hold=self._holding, peers=self._others, uid=uid)
+        agreement = AgreementGossip(
+            hold=self._holding, peers=self._others, uid=uid, readers={"topology": ("topology", self._theirs)}
+        )
         self._parts = _Parts(service, sleeve, frames, port, agreement)
 
     async def _start(self) -> None:
@@ -166,6 +168,7 @@ class Daemon:
             await parts.service.start()
         except OSError as error:
             raise _address_error("tcp", settings, error) from error
+        parts.service.router.listen(parts.agreement.neighbour_said)
         parts.agreement.start(parts.service.channel(AgreementGossip.CHANNEL, parts.agreement))
         self._log.info("Sniffing traffic on %s (via tap)", TAP_NAME)
         await self._exposure.start()
@@ -243,6 +246,13 @@ class Daemon:
         """What all peers should hold alike."""
         topology = self.parts.service.topology
         return {"topology": Digest(topology.digest, len(topology))}
+
+    def _theirs(self, message: bytes) -> Digest | None:
+        """What a neighbour holds that tells us of everybody."""
+        topology = self.parts.service.topology
+        matches = topology.matches(message)
+        value = topology.digest if matches else ~topology.digest & 0xFFFFFFFFFFFFFFFF
+        return None if matches is None else Digest(value, len(topology))
 
     def _others(self) -> list[tuple[PeerName, str]]:
         topology = self.parts.service.topology

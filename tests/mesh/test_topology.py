@@ -119,6 +119,31 @@ def content(name: int, uid: int, version: int) -> Described:
     return Described(PeerName(name), f"n{name}", uid, version, (uid * 7 + version // 2) % 4096, True, chosen)
 
 
+def whole(made: Topology) -> bytes:
+    """Everything, as a neighbour that knows it gossips it."""
+    return b"".join(made.encode_full(1 << 20))
+
+
+def test_whether_a_neighbour_holds_the_same() -> None:
+    ours, theirs = fresh(), Topology(PeerName(5), "", 1, rng=Random(1))
+    ours.merge(stream([content(2, 1, 1)]))
+    theirs.merge(whole(ours))
+    ours.merge(whole(theirs))
+    assert ours.matches(whole(theirs)) is True
+    assert ours.matches(ours.encode([PeerName(2)])) is None, "it says nothing of the others"
+    assert ours.matches(b"") is None
+    behind = whole(theirs)
+    ours.merge(stream([content(2, 1, 2)]))
+    theirs.merge(stream([content(2, 1, 2)]))
+    assert ours.matches(behind) is False
+    assert ours.matches(whole(theirs)) is True
+    # Somebody of whom they know and we do not is a difference too.
+    theirs.merge(stream([content(7, 1, 1)]))
+    assert ours.matches(whole(theirs)) is False
+    with pytest.raises(GobError):
+        ours.matches(whole(theirs)[:-1])
+
+
 SAID = st.lists(
     st.builds(content, st.integers(1, 8), st.integers(1, 3), st.integers(0, 4)), max_size=14, unique_by=repr
 )

@@ -122,6 +122,36 @@ def test_who_differs_since_when() -> None:
     assert [row["Says"] for row in agreement.document(OTHERS, 1104.0)["Peers"]] == [[], ["topology", "ring"]]
 
 
+def test_what_a_neighbour_gossips() -> None:
+    """A 2.8 router says nothing; its gossip is compared with what we held when it came, and has to differ twice."""
+    agreement = Agreement()
+    agreement.hold({"topology": Digest(1, 2), "ring": Digest(2, 5)}, 1000.0)
+    assert agreement.glance_due(TWO, "topology", 1000.0)
+    agreement.glanced(TWO, "topology", Digest(1, 2), 1000.0)
+    assert not agreement.glance_due(TWO, "topology", 1010.0)
+    assert agreement.glance_due(TWO, "ring", 1010.0)
+    agreement.hold({"topology": Digest(3, 3), "ring": Digest(2, 5)}, 1011.0)
+    document = agreement.document([(TWO, "old")], 1100.0)
+    assert [row["Differ"] for row in document["Subjects"]] == [0, 0, 0], "it may have our change by now"
+    assert (
+        text(document).splitlines()[-1]
+        == "00:00:00:00:00:02(old) runs Weave Net 2.8: what is known of it is what it gossips (topology)"
+    )
+    agreement.glanced(TWO, "topology", Digest(1, 2), 1030.0)
+    assert agreement.document([(TWO, "old")], 1059.0)["Agreed"]
+    agreement.glanced(TWO, "topology", Digest(1, 2), 1060.0)
+    document = agreement.document([(TWO, "old")], 1060.0)
+    assert not document["Agreed"]
+    assert document["Peers"][0]["ClockSkew"] is None
+    agreement.glanced(TWO, "topology", Digest(3, 3), 1090.0)
+    assert agreement.document([(TWO, "old")], 1090.0)["Agreed"]
+    # One of our own kind speaks for itself.
+    agreement.glanced(THREE, "topology", Digest(1, 2), 1090.0)
+    agreement.heard(THREE, Record(1, 1, {"ring": Digest(2, 5)}), 1091.0)
+    assert not agreement.glance_due(THREE, "topology", 2000.0)
+    assert agreement.document([(THREE, "new")], 1091.0)["Peers"][0]["Says"] == ["ring"]
+
+
 def test_when_to_tell() -> None:
     agreement = Agreement()
     agreement.hold({"ring": Digest(1, 1)}, 1000.0)
