@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ipam.ranges import Subnet
+from ipam.wire import decode_state
 from mesh.names import PeerName, format_peer_name
 from weave_py.log import printable
 from weave_py.report import moment
@@ -87,10 +89,28 @@ def digest(parts: Iterable[str]) -> Digest:
 
 
 def ring_digest(ipam: Mapping[str, Any]) -> Digest:
-    """Of the report's object `IPAM`: who owns what. How much of it is free is told late and differs always."""
+    """Of the report's object `IPAM`: who owns what.
+
+    Versions rise with every address that is given out, and travel with the next gossip only: they differ always.
+    """
     entries = ipam["Entries"] or ()
-    owners = [f"{entry['Token']} {entry['Size']} {entry['Peer']} {entry['Version']}" for entry in entries]
+    owners = [f"{entry['Token']} {entry['Size']} {entry['Peer']}" for entry in entries]
     return Digest(digest([*owners, ipam["Range"]]).value, len(owners))
+
+
+def neighbour_ring(message: bytes, universe: Subnet) -> Digest | None:
+    """The same of a neighbour, by its gossip on the channel of allocation; None where it has no ring.
+
+    The message was taken in already, so it can be read.
+    """
+    copy = decode_state(message).ring
+    if copy is None or copy.bounds != universe.range:
+        return None
+    entries = [
+        {"Token": str(universe.address(span.start)), "Size": span.size, "Peer": format_peer_name(entry.peer)}
+        for entry, span in copy.over(universe).divided()
+    ]
+    return ring_digest({"Range": str(universe), "Entries": entries})
 
 
 def names_digest(dns: Mapping[str, Any]) -> Digest:

@@ -157,18 +157,20 @@ def _ring(ipam: Document | None) -> Iterator[Finding]:
             f"{part:.1f}% of the range belongs to {label}, which cannot be reached",
             f"start it again; if it is gone for good, 'weave rmpeer {theirs[0]['Peer']}' on one host only",
         )
-    waiting = [*(ipam["PendingAllocates"] or ()), *(ipam["PendingClaims"] or ())]
-    if waiting and not entries:
-        yield error(
-            "ring",
-            f"{len(waiting)} requests wait for the range to be divided among the first peers",
-            "connect this host to a majority of them, or launch with the right --ipalloc-init",
-        )
-    elif waiting:
-        yield error(
-            "ring",
-            f"{len(waiting)} requests wait for an address",
-            "free addresses, bring back the peers that hold them, or use a larger --ipalloc-range",
+    for line in ipam.get("Disputes") or ():
+        what, _, remedy = line.partition("; ")
+        yield error("ring", what, remedy)
+    waiting = Counter(operation["Reason"] for operation in ipam.get("Waiting") or ())
+    for reason, count in sorted(waiting.items()):
+        remedy = "the reason says what helps; 'weave status ipam' shows who owns what"
+        yield error("ring", f"{count} requests for addresses wait: {reason}", remedy)
+    orphans = ipam.get("Orphans") or ()
+    if orphans:
+        names = ", ".join(orphans[:4]) + (f" and {len(orphans) - 4} more" if len(orphans) > 4 else "")
+        yield warning(
+            "state",
+            f"{len(orphans)} hold addresses and are no containers that are seen here: {names}",
+            "if they are gone, free what they hold: curl -X DELETE 127.0.0.1:6784/ip/ID",
         )
 
 

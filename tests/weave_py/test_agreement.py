@@ -6,6 +6,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipam.ranges import Subnet
+from ipam.ring import Entry, Ring
+from ipam.wire import State, encode_state
 from mesh.names import PeerName
 from weave_py.agreement import (
     SUBJECTS,
@@ -16,6 +19,7 @@ from weave_py.agreement import (
     digest,
     encode,
     names_digest,
+    neighbour_ring,
     ring_digest,
     text,
 )
@@ -69,16 +73,27 @@ def test_what_counts_of_a_ring() -> None:
     ring = {"Range": "10.32.0.0/12", "Entries": [entry(), entry(Token="10.32.0.4")]}
     assert ring_digest(ring).count == 2
     assert ring_digest({**ring, "Entries": ring["Entries"][::-1]}) == ring_digest(ring)
-    assert ring_digest({**ring, "Entries": [entry(Nickname="b", IsKnownPeer=False), entry(Token="10.32.0.4")]}) == (
-        ring_digest(ring)
-    )
+    elsewhere = [entry(Nickname="b", IsKnownPeer=False, Version=7), entry(Token="10.32.0.4")]
+    assert ring_digest({**ring, "Entries": elsewhere}) == ring_digest(ring)
     for other in (
         {**ring, "Range": "10.32.0.0/13"},
         {**ring, "Entries": None},
         {**ring, "Entries": [entry(Peer="03"), entry(Token="10.32.0.4")]},
-        {**ring, "Entries": [entry(Version=2), entry(Token="10.32.0.4")]},
+        {**ring, "Entries": [entry(Size=3), entry(Token="10.32.0.4")]},
     ):
         assert ring_digest(other) != ring_digest(ring)
+
+
+def test_the_ring_that_a_neighbour_gossips() -> None:
+    """As its report has it, also where an entry goes around the end of the universe."""
+    universe = Subnet.parse("10.0.0.0/24")
+    ring = Ring(universe, (Entry(universe.start + 64, TWO, 3, 9), Entry(universe.start + 128, THREE, 1, 0)), (TWO,))
+    said = neighbour_ring(encode_state(State(now=1), ring, TWO), universe)
+    rows = [("10.0.0.64", 64, "02"), ("10.0.0.0", 64, "03"), ("10.0.0.128", 128, "03")]
+    entries = [{"Token": token, "Size": size, "Peer": f"00:00:00:00:00:{peer}"} for token, size, peer in rows]
+    assert said == ring_digest({"Range": "10.0.0.0/24", "Entries": entries})
+    assert neighbour_ring(encode_state(State(now=1)), universe) is None
+    assert neighbour_ring(encode_state(State(now=1), ring, TWO), Subnet.parse("10.0.0.0/23")) is None
 
 
 def test_what_counts_of_names() -> None:

@@ -217,10 +217,18 @@ def test_of_the_ring() -> None:
     (finding,) = examine(Facts(), report(IPAM={**ipam, "Entries": entries}))
     assert (finding.severity, finding.check) == (Severity.WARNING, "ring")
     assert "% of the range belongs to " in finding.what and "weave rmpeer 00:00:00:00:00:0" in finding.remedy
-    (finding,) = examine(Facts(), report(IPAM={**ipam, "PendingAllocates": ["c 10.32.0.0/12"]}))
-    assert finding.what == "1 requests wait for an address"
-    (finding,) = examine(Facts(), report(IPAM={**ipam, "Entries": None, "PendingAllocates": ["c 10.32.0.0/12"]}))
-    assert "wait for the range to be divided" in finding.what
+    waiting = [{"Ident": ident, "Reason": "no free address in 10.32.0.0/30: we own all of it"} for ident in "abc"]
+    assert found(Facts(), report(IPAM={**ipam, "Waiting": waiting})) == [
+        ("error", "ring", "3 requests for addresses wait: no free address in 10.32.0.0/30: we own all of it")
+    ]
+    dispute = (
+        "10.32.0.0-10.32.0.7 is ours, and X says it is theirs: nothing is given out of it. In use here: a; end these"
+    )
+    (finding,) = examine(Facts(), report(IPAM={**ipam, "Disputes": [dispute]}))
+    assert (finding.what, finding.remedy) == tuple(dispute.split("; "))
+    assert found(Facts(), report(IPAM={**ipam, "Orphans": list("abcdef")})) == [
+        ("warning", "state", "6 hold addresses and are no containers that are seen here: a, b, c, d and 2 more")
+    ]
 
 
 def test_of_the_state() -> None:
