@@ -139,19 +139,24 @@ class NameService:
         self._channel.speak(open_channel(Family.V4.value, self))
         self._channel6.speak(open_channel(Family.V6.value, self._channel6))
 
-    async def start(self, address: tuple[str, int]) -> None:
-        """Bring back kept names, then answer at (ip, port). Before the mesh starts: what its peers know of ours would
-        be buried otherwise. Raises OSError where the address cannot be had."""
+    async def start(self, address: tuple[str, int] | None) -> None:
+        """Bring back kept names, then answer at (ip, port), or nowhere yet. Before the mesh starts: what its peers
+        know of ours would be buried otherwise. Raises OSError where the address cannot be had."""
         for hostname, container, text in await self._keeper.load():
             table, value = self._table(text)
             self._channel_of(table).say(table.add(hostname, container, value))
+        self._purge_later()
+        if address is not None:
+            await self.listen(address)
+
+    async def listen(self, address: tuple[str, int]) -> None:
+        """Answer at (ip, port), over UDP and TCP. Raises OSError where the address cannot be had."""
         udp, tcp = server_sockets(*address)
         self.address = (address[0], udp.getsockname()[1])
         self._choose_upstream(address[0])
         self._udp = UdpServer(self._loop, udp, self.answers.quick, self._ask, self.counts)
         self._tcp = TcpServer(self._ask, self.counts)
         self._listener = await self._loop.create_server(self._tcp, sock=tcp)
-        self._purge_later()
 
     async def stop(self) -> None:
         """Answer no more; what is to be kept is kept when this returns."""

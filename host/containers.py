@@ -9,7 +9,7 @@ Source: data plane spec §10, CLI spec §4; rtnetlink(7), cgroups(7).
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,6 +81,12 @@ def containers(bridge: str, proc: str = "/proc") -> list[Attached]:
         except (HostError, OSError, NetlinkError):
             continue
     return sorted(found, key=lambda one: one.port)
+
+
+def unseen(bridge: str, found: Iterable[Attached]) -> list[str]:
+    """Ports of the bridge that lead to a namespace and to none of these: somebody is there who was not found."""
+    known = {one.port for one in found}
+    return [port.name for port in ports(bridge) if port.peer_namespace is not None and port.name not in known]
 
 
 def ident_of(target: str, proc: str = "/proc") -> str:

@@ -93,7 +93,9 @@ class Allocator:
             self._log.info("Initialising with persisted data")
             if self._init.seeds:
                 self._log.info("Found persisted IPAM data, ignoring supplied IPAM seed")
-        elif self._init.seeds and self.elector:
+            return
+        self._log.info("No valid persisted data")
+        if self._init.seeds and self.elector:
             self._log.info("Initialising with supplied IPAM seed")
             self.ledger.seed(self._init.seeds)
         elif self.elector:

@@ -106,6 +106,11 @@ class Ipam:
         assert self._allocator is not None, "start comes first"
         return self._allocator
 
+    @property
+    def ready(self) -> bool:
+        """Whether there is a ring."""
+        return self._allocator is not None and bool(self._allocator.ledger.ring)
+
     # --- texts ---
 
     def cidr(self, text: str) -> Cidr:

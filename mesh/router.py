@@ -479,5 +479,14 @@ class Router:
             if self.config.encrypted:
                 info = f"{'encrypted' if connection.encrypted_overlay else 'unencrypted':<11} {info}"
             state = "established" if connection.established else "pending"
-            yield ConnectionRow(connection.address, connection.outbound, state, info, attrs)
+            yield ConnectionRow(
+                address=connection.address,
+                outbound=connection.outbound,
+                state=state,
+                info=info,
+                attrs=attrs,
+                peer=name,
+                bytes_in=connection.bytes_in,
+                bytes_out=connection.bytes_out,
+            )
         yield from self.maker.rows(format_time)

@@ -38,7 +38,8 @@ class PeerRow:
 class ConnectionRow:
     """One connection of ours, or one target that is not connected.
 
-    `state`: established, pending, connecting, retrying, failed, waiting. `attrs` is None for targets.
+    `state`: established, pending, connecting, retrying, failed, waiting. `attrs` and `peer` are None for targets.
+    `bytes_in` and `bytes_out` are those of the TCP connection.
     """
 
     address: str
@@ -46,6 +47,9 @@ class ConnectionRow:
     state: str
     info: str
     attrs: Mapping[str, AttrValue] | None
+    peer: PeerName | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

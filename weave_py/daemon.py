@@ -14,10 +14,8 @@ import random
 import secrets
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -26,6 +24,7 @@ from aiohttp import web
 from host.bridge import MAX_TAP_MTU, ensure_bridge
 from host.errors import HostError
 from host.tap import TAP_NAME, open_tap
+from ipam.seams import IpamError
 from mesh.config import MeshConfig
 from mesh.names import PeerName, format_peer_name, peer_label
 from mesh.tcp import MeshService, split_peer
@@ -35,12 +34,23 @@ from overlay.table import TableWriter
 from sleeve.choice import packet_path
 from sleeve.datapath import SleeveDataPath
 from sleeve.path import Port
-from weave_py import __version__, http, http_expose, report, systemd
+from weave_py import (
+    __version__,
+    http,
+    http_addresses,
+    http_expose,
+    http_names,
+    metrics,
+    report,
+    router_report,
+    systemd,
+)
 from weave_py.agreement import Digest
 from weave_py.agreement_gossip import AgreementGossip
 from weave_py.begin import choose_name, choose_peers, open_store
 from weave_py.exposure import Exposure, find_docker, plan_of
 from weave_py.log import options_line
+from weave_py.services import ServiceError, Services
 from weave_py.settings import Settings
 from weave_py.store import Store, StoreError
 
@@ -61,13 +71,13 @@ class _Parts:
     frames: FrameRouter
     tap: Port
     agreement: AgreementGossip
+    services: Services
 
 
 class Daemon:
     """The assembled router (`weave_py.http.Control`)."""
 
     def __init__(self, settings: Settings, log: logging.Logger, peers: Sequence[str], store: Store) -> None:
-        self._peers = peers
         self._store = store
         self._settings = settings
         self._log = log
@@ -75,7 +85,7 @@ class Daemon:
         self._runners: list[web.AppRunner] = []
         self._exposure = Exposure(plan_of(settings), store, log, lambda: find_docker(settings))
         self._stop = asyncio.Event()
-        self._unresolved: list[str] = []
+        self._unresolved: list[str] = list(peers)
 
     @property
     def parts(self) -> _Parts:
@@ -100,7 +110,7 @@ class Daemon:
             self._mark(running=True)
             # Names are resolved once the router answers: a slow resolver delays nobody.
             work = (self._expire_addresses(), self._connect_given(), self._exposure.watch(), systemd.show_life())
-            tasks = [loop.create_task(one) for one in work]
+            tasks = [loop.create_task(one) for one in (*work, self.parts.services.follow())]
             systemd.notify(systemd.READY)
             await self._stop.wait()
             self._log.info("=== received SIGINT/SIGTERM ===\n*** exiting")
@@ -139,7 +149,7 @@ class Daemon:
             raise StartError(str(error)) from error
         sleeve = SleeveDataPath(loop, service.router, packets, log=log)
         port = packets.port(tap)
-        switch = OverlaySwitch([sleeve], log=log, peer_gone=lambda gone: frames.macs.forget_peer(gone))
+        switch = OverlaySwitch([sleeve], log=log, peer_gone=self._peer_gone)
         writer = None
         # To show every packet is to see it here.
         if packets.table is not None and not settings.packet_debug:
@@ -160,10 +170,35 @@ class Daemon:
         agreement = AgreementGossip(
             hold=self._holding, peers=self._others, uid=uid, readers={"topology": ("topology", self._theirs)}
         )
-        self._parts = _Parts(service, sleeve, frames, port, agreement)
+        services = self._services(service, name, uid)
+        self._parts = _Parts(service, sleeve, frames, port, agreement, services)
+
+    def _services(self, service: MeshService, name: PeerName, uid: int) -> Services:
+        try:
+            return Services(
+                self._settings,
+                self._store,
+                self._exposure,
+                service,
+                name,
+                uid=uid,
+                unresolved=lambda: len(self._unresolved),
+                log=self._log,
+            )
+        except IpamError as error:
+            raise StartError(str(error)) from error
+
+    def _peer_gone(self, name: PeerName) -> None:
+        self.parts.frames.macs.forget_peer(name)
+        self.parts.services.peer_gone(name)
 
     async def _start(self) -> None:
         settings, parts = self._settings, self.parts
+        await self._exposure.start()
+        try:
+            await parts.services.start()
+        except ServiceError as error:
+            raise StartError(str(error)) from error
         try:
             await parts.service.start()
         except OSError as error:
@@ -171,30 +206,39 @@ class Daemon:
         parts.service.router.listen(parts.agreement.neighbour_said)
         parts.agreement.start(parts.service.channel(AgreementGossip.CHANNEL, parts.agreement))
         self._log.info("Sniffing traffic on %s (via tap)", TAP_NAME)
-        await self._exposure.start()
         api = http.Api(self, self._log)
-        listeners = [
-            (settings.http_address, False, "control messages"),
-            (settings.socket_path, False, "control messages"),
-            (settings.status_address, True, "status+metrics requests"),
-        ]
-        for address, read_only, what in listeners:
-            if not address:
-                continue
-            application = api.application(read_only=read_only)
-            if not read_only:
-                http_expose.add_routes(application, self._exposure)
-            try:
-                self._runners.append(await http.listen(application, address))
-            except (OSError, ValueError) as error:
-                raise StartError(f"unable to listen for {what} on {address}: {error}") from error
-            self._log.info("Listening for %s%s on %s", "" if read_only else "HTTP ", what, address)
-            if not read_only and not http.is_local(address):
+        for address in (settings.http_address, settings.socket_path):
+            await self._listen(address, self._control_application(api), "HTTP control messages")
+            if address and not http.is_local(address):
                 self._log.warning("whoever reaches %s controls this router: it asks for no password", address)
+        await self._listen(settings.status_address, api.application(read_only=True), "status+metrics requests")
+        await self._listen(settings.metrics_address, api.metrics_only(), "metrics requests")
+
+    def _control_application(self, api: http.Api) -> web.Application:
+        application = api.application(read_only=False)
+        http_expose.add_routes(application, self._exposure)
+        services = self.parts.services
+        if services.ipam is not None:
+            tracker = "no-masq-local" if self._settings.no_masq_local else ""
+            http_addresses.add_routes(application, services.ipam, tracker)
+        else:
+            http_addresses.add_routes_without_allocation(application)
+        if services.names is not None:
+            http_names.add_routes(application, services.names)
+        return application
+
+    async def _listen(self, address: str, application: web.Application, what: str) -> None:
+        """Serve, where an address is given. Raises StartError."""
+        if not address:
+            return
+        try:
+            self._runners.append(await http.listen(application, address))
+        except (OSError, ValueError) as error:
+            raise StartError(f"unable to listen for {what} on {address}: {error}") from error
+        self._log.info("Listening for %s on %s", what, address)
 
     async def _connect_given(self) -> None:
         """Make the given peers targets; a name that cannot be resolved yet (the host just booted) is tried again."""
-        self._unresolved = list(self._peers)
         self._remember()
         delay = _RESOLVE_AGAIN
         while self._unresolved:
@@ -219,6 +263,7 @@ class Daemon:
                 await asyncio.wait_for(runner.cleanup(), 2)
         if self._parts is not None:
             self._parts.agreement.stop()
+            await self._parts.services.stop()
             await self._parts.service.stop()
             self._parts.sleeve.close()
             self._parts.tap.close()
@@ -228,9 +273,14 @@ class Daemon:
     def report(self) -> report.Document:
         """Everything the router knows of itself."""
         parts = self.parts
-        document = report.build(parts.service.status(), self._router_fields(parts), __version__)
+        status = parts.service.status()
+        document = report.build(status, router_report.fields(parts.service, parts.frames, parts.sleeve), __version__)
+        router_report.add_counters(document["Router"]["Connections"], status, parts.sleeve)
         more = {"Exposure": self._exposure.report(), "Agreement": parts.agreement.document(), "State": self._state()}
-        return {**document, **more}
+        return {**document, **parts.services.report(), **more}
+
+    def metrics(self) -> bytes:
+        return metrics.text(self.report, *self.parts.services.figures())
 
     def _state(self) -> dict[str, Any]:
         """What became of what was stored."""
@@ -245,7 +295,7 @@ class Daemon:
     def _holding(self) -> dict[str, Digest]:
         """What all peers should hold alike."""
         topology = self.parts.service.topology
-        return {"topology": Digest(topology.digest, len(topology))}
+        return {"topology": Digest(topology.digest, len(topology)), **self.parts.services.holding()}
 
     def _theirs(self, message: bytes) -> Digest | None:
         """What a neighbour holds that tells us of everybody."""
@@ -257,39 +307,6 @@ class Daemon:
     def _others(self) -> list[tuple[PeerName, str]]:
         topology = self.parts.service.topology
         return [(name, topology.nickname(name)) for name in topology.names() if name != topology.ourself.name]
-
-    def _router_fields(self, parts: _Parts) -> dict[str, Any]:
-        now = asyncio.get_running_loop().time()
-        addresses = [
-            {
-                "Mac": mac.hex(":"),
-                "Name": format_peer_name(peer),
-                "NickName": parts.service.topology.nickname(peer),
-                "LastSeen": report.moment(time.time() + seen - now),
-            }
-            for mac, peer, seen in parts.frames.macs.rows()
-        ]
-        return {
-            "Interface": f"{TAP_NAME} (via tap)",
-            "CaptureStats": capture_counts(TAP_NAME),
-            "MACs": addresses or None,
-            "Frames": dict(sorted(parts.frames.counts.items())),
-            "Sleeve": {
-                "Implementation": parts.sleeve.packets.name,
-                "Counts": dict(sorted(parts.sleeve.counts.items())),
-                "Links": [
-                    {
-                        "Peer": format_peer_name(link.peer),
-                        "MTU": link.mtu.mtu,
-                        "MTUVerified": link.mtu.verified,
-                        "FragmentsPass": link.link.fragments_pass,
-                        "Counts": dict(sorted(link.counts.items())),
-                    }
-                    for link in parts.sleeve.links()
-                ]
-                or None,
-            },
-        }
 
     async def connect(self, peers: list[str], replace: bool) -> list[str]:
         if replace:
@@ -327,17 +344,6 @@ def _address_error(protocol: str, settings: Settings, error: OSError) -> StartEr
     elif error.errno == errno.EADDRNOTAVAIL:
         reason += "; --host is an address of this host"
     return StartError(f"listen {protocol} {host}:{settings.port}: bind: {reason}")
-
-
-def capture_counts(interface: str) -> dict[str, int]:
-    """What the kernel handed us at the TAP port, and what it dropped because we did not fetch it in time."""
-    for line in Path("/proc/self/net/dev").read_text().splitlines():
-        name, _, numbers = line.partition(":")
-        if name.strip() == interface:
-            # Eight numbers of what we gave, then packets, errors and drops of what the kernel gave.
-            packets, errors, drops = map(int, numbers.split()[9:12])
-            return {"PacketsDropped": drops, "PacketsIfDropped": errors, "PacketsReceived": packets}
-    return {}
 
 
 def _dump_tasks(loop: asyncio.AbstractEventLoop) -> None:

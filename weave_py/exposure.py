@@ -137,6 +137,11 @@ class Exposure:
         """What lives on this host, for `--no-masq-local`. Raises ExposeError."""
         await self._do("write the rules for", lambda: self._rules.change(local=tuple(networks)))
 
+    def docker_address(self) -> str:
+        """The address of Docker's bridge, if there is one."""
+        docker = self._rules.plan.docker
+        return "" if docker is None else docker.address
+
     def report(self) -> dict[str, Any]:
         """What is exposed, and what else on this host stands in the way."""
         exposed = (self._rules.plan.exposed or {}).items()

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from weave_py import agreement, status_text
+from weave_py import agreement, metrics, status_text
 from weave_py.report import Document, to_json
 from weave_py.template import TemplateError
 from weave_py.template_fill import ExecutionError, render
@@ -38,6 +38,9 @@ class Control(Protocol):
         """Make peers direct targets; a line for each that could not be used."""
 
     def forget(self, peers: list[str]) -> None: ...
+
+    def metrics(self) -> bytes:
+        """What Prometheus reads."""
 
 
 class HttpError(Exception):
@@ -76,13 +79,14 @@ class Api:
             "/peers": status_text.peers,
             "/targets": status_text.targets,
             "/agree": lambda report: agreement.text(report["Agreement"]),
-            # Names and addresses are not allocated here: nothing to show is no error.
-            "/dns": lambda report: "",
-            "/ipam": lambda report: "",
+            # Nothing to show is no error, also where the service is off.
+            "/dns": status_text.dns,
+            "/ipam": status_text.ipam,
         }
         for path, view in views.items():
             application.router.add_get(f"/status{path}", self._status(path, view), allow_head=False)
         application.router.add_get("/report", self._report, allow_head=False)
+        application.router.add_get("/metrics", self._metrics, allow_head=False)
         if not read_only:
             application.router.add_post("/connect", self._connect)
             application.router.add_post("/forget", self._forget)
@@ -106,14 +110,13 @@ class Api:
 
     def _status(self, path: str, view: Callable[[Document], str]) -> Handler:
         part = {"/connections": "Connections", "/peers": "Peers", "/targets": "Targets"}.get(path)
+        service = {"/ipam": "IPAM", "/dns": "DNS", "/agree": "Agreement"}.get(path)
 
         async def handle(request: web.Request) -> web.Response:
             report = self._control.report()
             if request.headers.get("Accept") != _JSON:
                 return web.Response(status=200 if path or report["Ready"] else 503, text=view(report))
-            document: Any = (report["Router"][part] or []) if part else None if path else report
-            if path == "/agree":
-                document = report["Agreement"]
+            document: Any = (report["Router"][part] or []) if part else report.get(service) if service else report
             return web.Response(text=to_json(document, indent=True), content_type=_JSON)
 
         return handle
@@ -131,6 +134,16 @@ class Api:
             raise HttpError(400, str(error)) from error
         except ExecutionError as error:
             raise HttpError(500, "error during template execution") from error
+
+    def metrics_only(self) -> web.Application:
+        """What `--metrics-addr` serves."""
+        application = web.Application(middlewares=[self._middleware])
+        application.on_response_prepare.append(_plain_headers)
+        application.router.add_get("/metrics", self._metrics, allow_head=False)
+        return application
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._control.metrics(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def _connect(self, request: web.Request) -> web.Response:
         form = await form_of(request)
@@ -176,7 +189,14 @@ def is_local(address: str) -> bool:
 
 async def listen(application: web.Application, address: str) -> web.AppRunner:
     """Serve on `host:port` or a unix socket's path. Raises OSError, ValueError on an address that is none."""
-    runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=_LAST_WORDS)
+    runner = web.AppRunner(
+        # What waits for an address ends with its client.
+        application,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=_LAST_WORDS,
+        handler_cancellation=True,
+    )
     await runner.setup()
     try:
         if address.startswith("/"):

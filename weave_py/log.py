@@ -54,3 +54,23 @@ def set_up(level: str) -> logging.Logger:
 def options_line(given: Mapping[str, str]) -> str:
     """`Command line options: map[...]`, sorted; secrets were redacted before."""
     return "Command line options: map[" + " ".join(f"{name}:{value}" for name, value in sorted(given.items())) + "]"
+
+
+class _Prefix(logging.Filter):
+    """Says who speaks, unless the line says it itself."""
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self._prefix = prefix
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not str(record.msg).startswith("["):
+            record.msg = f"{self._prefix} {record.msg}"
+        return True
+
+
+def prefixed(log: logging.Logger, prefix: str) -> logging.Logger:
+    """A logger whose lines begin with who speaks, as `[allocator 00:00:00:00:00:01]`."""
+    child = log.getChild(prefix)
+    child.filters = [_Prefix(prefix)]
+    return child

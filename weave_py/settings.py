@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
+from dns.service import NameSettings, listen_address
+from ipam.allocator import Init
+from ipam.ranges import Subnet
+from ipam.seams import IpamError
 from mesh.config import DEFAULT_CONNECTION_LIMIT, DEFAULT_PORT
 from mesh.names import InvalidPeerNameError, PeerName, parse_peer_name
 
@@ -74,22 +78,27 @@ def _flags() -> dict[str, Flag]:
         Flag("mtu", str, "0", "MTU of the bridge and of containers"),
         Flag("http-addr", str, "", "control API: address:port, or a unix socket's path"),
         Flag("status-addr", str, "", "read-only API: address:port"),
-        Flag("metrics-addr", str, "", "metrics: address:port", "metrics"),
+        Flag("metrics-addr", str, "", "metrics only: address:port"),
         Flag("socket", str, "", "control API on this unix socket as well"),
-        Flag("ipalloc-range", str, "", "range to allocate addresses from", "address allocation"),
-        Flag("ipalloc-default-subnet", str, "", "subnet to allocate from by default", "address allocation"),
-        Flag("ipalloc-init", str, "", "how the ring begins", "address allocation"),
+        Flag("ipalloc-range", str, "", "range to allocate addresses from; none: no allocation"),
+        Flag("ipalloc-default-subnet", str, "", "subnet to allocate from by default"),
+        Flag("ipalloc-init", str, "", "how the ring begins: consensus[=N], seed=NAME,..., observer"),
         Flag("docker-api", str, "", "Docker's API", "Docker integration"),
         Flag("no-dns", bool, False, "no name service"),
         Flag("trusted-subnets", str, "", "comma-separated networks to send frames to in clear"),
         Flag("db-prefix", str, "", "where state is kept: this, and data.sqlite"),
-        Flag("proc-path", str, "/proc", "accepted and ignored"),
+        Flag("proc-path", str, "/proc", "where the host's processes are seen"),
         Flag("host-root", str, "", "where the host's root is mounted"),
     ]
-    names = {"dns-domain": "weave.local.", "dns-listen-address": "0.0.0.0:53", "dns-fallback-timeout": "5s"}
-    flags += [Flag(name, str, value, "name service", "names") for name, value in names.items()]
-    flags += [Flag(name, str, "", "name service", "names") for name in ("resolv-conf", "dns-upstream")]
-    flags += [Flag("dns-ttl", int, 1, "name service", "names"), Flag("kube-dns-names", bool, False, "names", "names")]
+    flags += [
+        Flag("dns-domain", str, "weave.local.", "domain of names"),
+        Flag("dns-listen-address", str, "0.0.0.0:53", "where names are served; not given: on the bridge"),
+        Flag("dns-ttl", int, 1, "seconds for which an answer may be kept"),
+        Flag("dns-fallback-timeout", str, "5s", "how long upstream servers may take"),
+        Flag("resolv-conf", str, "", "file that names the upstream servers"),
+        Flag("dns-upstream", str, "", "comma-separated upstream servers, host[:port]; instead of --resolv-conf"),
+        Flag("kube-dns-names", bool, False, "names of pods", "names of pods"),
+    ]
     for name in ("token", "peer-discovery-url", "advertise-address"):
         flags.append(Flag(name, str, "", "hosted discovery, gone since 2022"))
     for name in ("plugin", "plugin-v2", "plugin-v2-multicast"):
@@ -136,7 +145,14 @@ class Settings:
     trusted_subnets: tuple[IPv4Network | IPv6Network, ...]
     host_root: str
     db_prefix: str
+    proc_path: str
     resume: bool
+    metrics_address: str
+    ipalloc_range: Subnet | None
+    ipalloc_default_subnet: Subnet | None
+    ipalloc_init: Init
+    names: NameSettings | None
+    dns_address: tuple[str, int] | None
     missing: tuple[str, ...]
     given: Mapping[str, str]
 
@@ -210,7 +226,8 @@ def check(
             raise SettingsError(f"--{name} is not supported: the discovery service is gone; name peers instead")
     if values["resume"] and peers:
         raise SettingsError("You must not specify an initial peer list in conjunction with --resume")
-    _check_ipam(values)
+    range_, subnet, init = _addresses(values)
+    names, dns_address = _names(values, given)
     version = int(values["min-protocol-version"])
     if version not in (1, 2):
         raise SettingsError("--min-protocol-version must be in range [1,2]")
@@ -238,6 +255,13 @@ def check(
         trusted_subnets=_subnets(str(values["trusted-subnets"])),
         host_root=str(values["host-root"]),
         db_prefix=str(values["db-prefix"]),
+        proc_path=str(values["proc-path"]),
+        metrics_address=str(values["metrics-addr"]),
+        ipalloc_range=range_,
+        ipalloc_default_subnet=subnet,
+        ipalloc_init=init,
+        names=names,
+        dns_address=dns_address,
         resume=bool(values["resume"]),
         missing=tuple(sorted({FLAGS[name].missing for name in given if FLAGS[name].missing and values[name]})),
         given=dict(sorted(given.items())),
@@ -328,21 +352,27 @@ def _subnets(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(subnets)
 
 
-def _check_ipam(values: Mapping[str, str | int | bool]) -> None:
-    """Mistakes about allocation are refused as they were, whether or not this router allocates."""
+def _addresses(values: Mapping[str, str | int | bool]) -> tuple[Subnet | None, Subnet | None, Init]:
     range_, subnet, init = (str(values[f"ipalloc-{name}"]) for name in ("range", "default-subnet", "init"))
     if not range_:
         if init:
             raise SettingsError("--ipalloc-init specified without --ipalloc-range.")
         if subnet:
             raise SettingsError("--ipalloc-default-subnet specified without --ipalloc-range.")
-        return
+        return None, None, Init()
     if init:
         _check_init(init)
-    universe = _subnet(range_)
-    if subnet and not _subnet(subnet).overlaps(universe):
+    try:
+        universe, default = Subnet.parse(range_), Subnet.parse(subnet) if subnet else None
+        how = Init.parse(init) if init else Init()
+    except IpamError as error:
+        raise SettingsError(str(error)) from None
+    except InvalidPeerNameError as error:
+        raise SettingsError(f"Unable to parse --ipalloc-init: bad seed parameter: {error}") from None
+    if default is not None and not default.overlaps(universe):
         text = f"IP address allocation default subnet {subnet} does not overlap with allocation range {range_}"
         raise SettingsError(text)
+    return universe, default, how
 
 
 def _check_init(text: str) -> None:
@@ -363,13 +393,34 @@ def _check_init(text: str) -> None:
         raise SettingsError(f"Unable to parse --ipalloc-init: {problem}")
 
 
-def _subnet(text: str) -> IPv4Network:
+def _names(
+    values: Mapping[str, str | int | bool], given: Mapping[str, str]
+) -> tuple[NameSettings | None, tuple[str, int] | None]:
+    """What the name service is told, and where it listens if somebody said so."""
+    if values["no-dns"]:
+        return None, None
+    domain = str(values["dns-domain"])
+    timeout = _duration("dns-fallback-timeout", str(values["dns-fallback-timeout"]))
+    ttl = _at_least(0, "dns-ttl", int(values["dns-ttl"]))
+    upstream = tuple(filter(None, str(values["dns-upstream"]).split(",")))
     try:
-        return IPv4Network(text)
+        address = listen_address(str(values["dns-listen-address"])) if "dns-listen-address" in given else None
     except ValueError as error:
-        if "host bits set" in str(error):
-            raise SettingsError(f"invalid subnet - bits after network prefix are not all zero: {text}") from None
-        raise SettingsError(f"invalid CIDR address: {text}") from None
+        raise SettingsError(f"Unable to start dns server: {error}") from None
+    return NameSettings(domain, ttl, timeout, str(values["resolv-conf"]), upstream), address
+
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(?:[0-9]*\.?[0-9]+(?:ns|us|µs|μs|ms|s|m|h))+")
+
+
+def _duration(flag: str, text: str) -> float:
+    """Go's `5s`, `1m30s`, `250ms` as seconds; more than nothing."""
+    parts = re.findall(r"([0-9]*\.?[0-9]+)(ns|us|µs|μs|ms|s|m|h)", text) if _DURATION.fullmatch(text) else []
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise SettingsError(f'invalid value "{text}" for flag --{flag}: give a duration, as 5s or 1m30s')
+    return seconds
 
 
 def usage() -> str:

@@ -10,6 +10,7 @@ from weave_py.log import printable
 from weave_py.report import Document
 
 _LABEL = 15
+_CONTAINER = 12
 _STATES = ("established", "pending", "retrying", "failed", "connecting")
 
 
@@ -23,23 +24,64 @@ def section(*rows: tuple[str, object]) -> str:
 
 
 def overview(report: Document) -> str:
-    """`/status`, of the router alone."""
+    """`/status`: the router, then each service that runs."""
+    parts = [_router(report)]
+    if report.get("IPAM"):
+        parts.append(_ipam(report["IPAM"]))
+    if report.get("DNS"):
+        parts.append(_dns(report["DNS"]))
+    return "".join(parts)
+
+
+def _router(report: Document) -> str:
     router = report["Router"]
     oldest, newest = router["ProtocolMinVersion"], router["ProtocolMaxVersion"]
     versions = f"weave {newest}" if oldest == newest else f"weave {oldest}..{newest}"
-    return (
-        _line("Version", f"{report['Version']} (version check update disabled)")
-        + section(
-            ("Service", "router"),
-            ("Protocol", versions),
-            ("Name", f"{router['Name']}({router['NickName']})"),
-            ("Encryption", _enabled(router["Encryption"])),
-            ("PeerDiscovery", _enabled(router["PeerDiscovery"])),
-            ("Targets", len(router["Targets"] or ())),
-            ("Connections", _connection_counts(router)),
-            ("Peers", _peer_counts(router)),
-            ("TrustedSubnets", ", ".join(router["TrustedSubnets"] or ()) or "none"),
-        )
+    return _line("Version", f"{report['Version']} (version check update disabled)") + section(
+        ("Service", "router"),
+        ("Protocol", versions),
+        ("Name", f"{router['Name']}({router['NickName']})"),
+        ("Encryption", _enabled(router["Encryption"])),
+        ("PeerDiscovery", _enabled(router["PeerDiscovery"])),
+        ("Targets", len(router["Targets"] or ())),
+        ("Connections", _connection_counts(router)),
+        ("Peers", _peer_counts(router)),
+        ("TrustedSubnets", ", ".join(router["TrustedSubnets"] or ()) or "none"),
+    )
+
+
+def _ipam(ipam: Document) -> str:
+    rows = [
+        ("Service", "ipam"),
+        ("Status", ipam_status(ipam)),
+        ("Range", ipam["Range"]),
+        ("DefaultSubnet", ipam["DefaultSubnet"]),
+    ]
+    # What is wrong and what helps; nothing of it where nothing is.
+    return section(*rows, *(("Problem", problem) for problem in ipam.get("Problems") or ()))
+
+
+def ipam_status(ipam: Document) -> str:
+    """The state of address allocation in one phrase. Source: IPAM spec §17."""
+    if ipam["Entries"] is not None:
+        if not any(entry["IsKnownPeer"] and entry["Size"] for entry in ipam["Entries"]):
+            return "all IP ranges owned by unreachable peers - use 'rmpeer' if they are dead"
+        return "waiting for IP(s) to become available" if ipam["PendingAllocates"] else "ready"
+    paxos = ipam["Paxos"]
+    if paxos is None:
+        return "idle"
+    if not paxos["Elector"]:
+        return "priming"
+    return f"awaiting consensus (quorum: {paxos['Quorum']}, known: {paxos['KnownNodes']})"
+
+
+def _dns(dns: Document) -> str:
+    return section(
+        ("Service", "dns"),
+        ("Domain", dns["Domain"]),
+        ("Upstream", ", ".join(dns["Upstream"] or ()) or "none"),
+        ("TTL", dns["TTL"]),
+        ("Entries", sum(not entry["Tombstone"] for entry in dns["Entries"] or ())),
     )
 
 
@@ -96,3 +138,38 @@ def peers(report: Document) -> str:
 
 def _label(peer: dict[str, Any]) -> str:
     return printable(f"{peer['Name']}({peer['NickName']})")
+
+
+def ipam(report: Document) -> str:
+    """`/status/ipam`: who owns how much of the range, ourselves first. Source: IPAM spec §17."""
+    ipam = report.get("IPAM")
+    if not ipam:
+        return ""
+    sizes: dict[str, int] = {}
+    labels: dict[str, tuple[str, bool]] = {}
+    for entry in ipam["Entries"] or ():
+        sizes[entry["Peer"]] = sizes.get(entry["Peer"], 0) + entry["Size"]
+        labels[entry["Peer"]] = f"{entry['Peer']}({entry['Nickname']})", entry["IsKnownPeer"]
+    ours = report["Router"]["Name"]
+    lines = []
+    for peer in sorted(sizes, key=lambda name: name != ours):
+        label, known = labels[peer]
+        info = f"({ipam['ActiveIPs']} active)" if peer == ours else "" if known else "- unreachable!"
+        share = 100 * sizes[peer] / ipam["RangeNumIPs"]
+        lines.append(f"{printable(label):<37} {sizes[peer]:8} IPs ({share:04.1f}% of total) {info}\n")
+    return "".join(lines)
+
+
+def dns(report: Document) -> str:
+    """`/status/dns`: names below the domain that are alive. Source: CLI spec §6.2."""
+    dns = report.get("DNS")
+    if not dns:
+        return ""
+    alive = [entry for entry in dns["Entries"] or () if not entry["Tombstone"]]
+    keys = ("Hostname", "Origin", "ContainerID", "Address")
+    lines = []
+    for entry in sorted(alive, key=lambda entry: [entry[key].lower() for key in keys]):
+        name = printable(entry["Hostname"].removesuffix(f".{dns['Domain']}"))
+        container = printable(entry["ContainerID"])[:_CONTAINER]
+        lines.append(f"{name:<12} {entry['Address']:<15} {container:>{_CONTAINER}} {entry['Origin']}\n")
+    return "".join(lines)

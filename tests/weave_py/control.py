@@ -9,7 +9,7 @@ from typing import Any
 
 from mesh.tcp import split_peer
 from tests.weave_py import captures
-from weave_py import http
+from weave_py import http, metrics
 from weave_py.report import VersionCheck
 
 LOG = logging.getLogger("test")
@@ -42,6 +42,9 @@ class Captured:
 
     def forget(self, peers: list[str]) -> None:
         self.targets = [target for target in self.targets if target not in peers]
+
+    def metrics(self) -> bytes:
+        return metrics.text(self.report, None, None)
 
 
 def free_port() -> int:

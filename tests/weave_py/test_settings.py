@@ -72,7 +72,8 @@ def test_passwords_and_their_precedence(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named_once() -> None:
     made = settings("--ipalloc-range", "10.32.0.0/12", "--ipalloc-init", "consensus=3", "--no-dns", "--plugin")
-    assert made.missing == ("address allocation", "the Docker plugin")
+    assert made.missing == ("the Docker plugin",)
+    assert str(made.ipalloc_range) == "10.32.0.0/12" and made.ipalloc_init.quorum == 2 and made.names is None
 
 
 @pytest.mark.parametrize(

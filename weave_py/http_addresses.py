@@ -1,0 +1,156 @@
+"""The control API's paths of address allocation: /ip, /ring, /peer, /ipinfo. Source: CLI spec §5.2, IPAM spec §16.
+
+A request that waits for an address ends with its client: who hung up gets none.
+"""
+
+from collections.abc import Awaitable, Mapping, Sequence
+from ipaddress import ip_address
+from typing import Protocol, TypeVar
+
+from aiohttp import web
+
+from ipam.ranges import Subnet
+from ipam.seams import Address, Cidr, IpamError, Owned, Unavailable
+from weave_py.http import HttpError, boolean, form_of
+from weave_py.report import to_json
+
+ANONYMOUS = "_"
+_ALIVE, _LENIENT = "check-alive", "noErrorOnUnknown"
+T = TypeVar("T")
+
+
+class Allocation(Protocol):
+    """What gives addresses out (`ipam.service.Ipam`)."""
+
+    @property
+    def default_subnet(self) -> Subnet: ...
+    def cidr(self, text: str) -> Cidr: ...
+    def subnet(self, text: str) -> Subnet: ...
+    async def allocate(self, ident: str, subnet: Subnet | None = None, *, is_container: bool = False) -> Cidr: ...
+    async def claim(
+        self, ident: str, cidr: Cidr, *, is_container: bool = False, no_error_on_unknown: bool = False
+    ) -> None: ...
+    def lookup(self, ident: str, subnet: Subnet | None = None) -> Sequence[Cidr]: ...
+    def owned(self) -> Mapping[str, Owned]: ...
+    async def free(self, ident: str, address: Address) -> None: ...
+    async def delete(self, ident: str) -> None: ...
+    async def prime(self) -> None: ...
+    async def shut_down(self) -> None: ...
+    async def take_over(self, peer: str) -> int: ...
+
+
+def add_routes(application: web.Application, ipam: Allocation, tracker: str) -> None:
+    """The paths, on a listener that may change the router. `tracker`: who follows the ranges, if anybody does."""
+    handlers = _Handlers(ipam, tracker)
+    router = application.router
+    router.add_get("/ip", handlers.everybody, allow_head=False)
+    for path in ("/ip/{ident}", "/ip/{ident}/{ip}/{prefixlen}"):
+        router.add_get(path, handlers.lookup, allow_head=False)
+        router.add_post(path, handlers.allocate)
+    router.add_put("/ip/{ident}/{ip}/{prefixlen}", handlers.claim)
+    router.add_delete("/ip/{ident}", handlers.delete)
+    router.add_delete("/ip/{ident}/{ip}", handlers.free)
+    router.add_get("/ring", handlers.ring, allow_head=False)
+    router.add_get("/ipinfo/defaultsubnet", handlers.default_subnet, allow_head=False)
+    router.add_get("/ipinfo/tracker", handlers.tracker, allow_head=False)
+    router.add_delete("/peer", handlers.leave)
+    router.add_delete("/peer/{peer}", handlers.take_over)
+
+
+def add_routes_without_allocation(application: web.Application) -> None:
+    """Where addresses are not allocated nobody's space can be taken over: an empty answer, as the reference gives."""
+
+    async def nothing(request: web.Request) -> web.Response:
+        return web.Response()
+
+    application.router.add_delete("/peer/{peer}", nothing)
+
+
+class _Handlers:
+    """One handler a path; refusals become 400, what may work later 503."""
+
+    def __init__(self, ipam: Allocation, tracker: str) -> None:
+        self._ipam = ipam
+        self._tracker = tracker
+
+    async def everybody(self, request: web.Request) -> web.Response:
+        rows = [
+            {"containerid": ident, "addrs": [str(cidr) for cidr in held.cidrs]}
+            for ident, held in self._ipam.owned().items()
+        ]
+        return web.Response(text=to_json({"owned": rows or None}, indent=False))
+
+    async def lookup(self, request: web.Request) -> web.Response:
+        subnet = await _answer(self._subnet(request))
+        return web.Response(text=" ".join(map(str, self._ipam.lookup(request.match_info["ident"], subnet))))
+
+    async def allocate(self, request: web.Request) -> web.Response:
+        alive = await _option(request, _ALIVE)
+        subnet = await _answer(self._subnet(request))
+        return web.Response(
+            text=str(await _answer(self._ipam.allocate(request.match_info["ident"], subnet, is_container=alive)))
+        )
+
+    async def claim(self, request: web.Request) -> web.Response:
+        alive, lenient = await _option(request, _ALIVE), await _option(request, _LENIENT)
+        try:
+            cidr = self._ipam.cidr(_cidr(request))
+        except IpamError as error:
+            raise HttpError(400, str(error)) from error
+        ident = request.match_info["ident"]
+        claim = self._ipam.claim(ident, cidr, is_container=alive, no_error_on_unknown=lenient)
+        await _answer(claim, "Unable to claim: ")
+        return web.Response(status=204)
+
+    async def delete(self, request: web.Request) -> web.Response:
+        await _answer(self._ipam.delete(request.match_info["ident"]))
+        return web.Response(status=204)
+
+    async def free(self, request: web.Request) -> web.Response:
+        text = request.match_info["ip"]
+        try:
+            address = ip_address(text)
+        except ValueError:
+            raise HttpError(400, f"invalid IP Address: {text}") from None
+        await _answer(self._ipam.free(request.match_info["ident"], address), "Unable to free: ")
+        return web.Response(status=204)
+
+    async def ring(self, request: web.Request) -> web.Response:
+        await _answer(self._ipam.prime())
+        return web.Response()
+
+    async def default_subnet(self, request: web.Request) -> web.Response:
+        return web.Response(text=str(self._ipam.default_subnet))
+
+    async def tracker(self, request: web.Request) -> web.Response:
+        return web.Response(text=f"{self._tracker}\n")
+
+    async def leave(self, request: web.Request) -> web.Response:
+        await _answer(self._ipam.shut_down())
+        return web.Response(status=204)
+
+    async def take_over(self, request: web.Request) -> web.Response:
+        peer = request.match_info["peer"]
+        count = await _answer(self._ipam.take_over(peer))
+        return web.Response(text=f"{count} IPs taken over from {peer}\n")
+
+    async def _subnet(self, request: web.Request) -> Subnet | None:
+        return self._ipam.subnet(_cidr(request)) if "ip" in request.match_info else None
+
+
+def _cidr(request: web.Request) -> str:
+    return f"{request.match_info['ip']}/{request.match_info['prefixlen']}"
+
+
+async def _option(request: web.Request, name: str) -> bool:
+    return boolean(name, (await form_of(request)).get(name, ["false"])[0])
+
+
+async def _answer(work: Awaitable[T], prefix: str = "") -> T:
+    """What an operation came to. Raises HttpError."""
+    try:
+        return await work
+    except Unavailable as error:
+        raise HttpError(503, str(error)) from error
+    except IpamError as error:
+        raise HttpError(400, f"{prefix}{error}") from error

@@ -1,0 +1,131 @@
+"""Metrics as Prometheus reads them, written from the report: names and help of Weave Net, then ours.
+
+Source: CLI spec §7; Prometheus, "Exposition formats".
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from weave_py.report import Document
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Name, help, and the figure of address allocation that it shows.
+_IPAM = (
+    ("weave_max_ips", "Size of IP address space used by allocator."),
+    ("weave_ipam_unreachable_count", "Number of unreachable peers."),
+    ("weave_ipam_unreachable_percentage", "Percentage of IP addresses owned  by unreachable peers."),
+    ("weave_ipam_pending_allocates", "Number of pending allocates."),
+    ("weave_ipam_pending_claims", "Number of pending claims."),
+    ("weave_ipam_disputes", "Number of ranges that peers dispute; their free addresses are not given out."),
+    ("weave_ipam_withheld_ips", "Number of addresses not given out since their range is disputed."),
+    ("weave_ipam_orphans", "Number of owners of addresses that are not seen on this host."),
+    ("weave_ipam_ring_entries", "Number of entries of the ring of address ranges."),
+)
+
+
+def text(
+    report: Callable[[], Document], addresses: Mapping[str, float] | None, names: Mapping[str, int] | None
+) -> bytes:
+    """All metrics now. `addresses` and `names` are figures of services; None where one is off."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Router(report, addresses, names))
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    return generate_latest(registry)
+
+
+class _Router(Collector):
+    """The router's own part."""
+
+    def __init__(
+        self,
+        report: Callable[[], Document],
+        addresses: Mapping[str, float] | None,
+        names: Mapping[str, int] | None,
+    ) -> None:
+        self._report = report
+        self._addresses = addresses
+        self._names = names
+
+    def collect(self) -> Iterator[Metric]:
+        report = self._report()
+        router = report["Router"]
+        yield _connections(router)
+        yield CounterMetricFamily(
+            "weave_connection_terminations",
+            "Number of peer-to-peer connections terminated.",
+            value=router["TerminationCount"],
+        )
+        yield GaugeMetricFamily(
+            "weave_flows", "Number of forwarding entries in use.", value=len(router.get("MACs") or ())
+        )
+        if self._addresses is not None:
+            ips = GaugeMetricFamily("weave_ips", "Number of IP addresses.", labels=["state"])
+            ips.add_metric(["local-used"], self._addresses["weave_ips"])
+            yield ips
+            for name, help_ in _IPAM:
+                if name in self._addresses:
+                    yield GaugeMetricFamily(name, help_, value=self._addresses[name])
+        if self._names is not None:
+            yield GaugeMetricFamily("weave_dns_entries", "Number of DNS entries.", value=self._names["entries"])
+            events = CounterMetricFamily("weave_dns_events", "What the DNS server did, by kind.", labels=["event"])
+            for event, count in self._names.items():
+                if event != "entries":
+                    events.add_metric([event], count)
+            yield events
+        yield from _traffic(router)
+
+
+def _connections(router: Document) -> Metric:
+    """Both values of `encryption` for each pair of state and type that is there; the other is 0."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    pairs = set()
+    for row in router["Connections"] or ():
+        attrs = row["Attrs"] or {}
+        state, kind = row["State"], str(attrs.get("name", "unknown"))
+        pairs.add((state, kind))
+        counts[state, kind, "yes" if attrs.get("encrypted") else ""] += 1
+    family = GaugeMetricFamily(
+        "weave_connections", "Number of peer-to-peer connections.", labels=["state", "type", "encryption"]
+    )
+    for state, kind in sorted(pairs):
+        for encryption in ("", "yes"):
+            family.add_metric([state, kind, encryption], counts[state, kind, encryption])
+    return family
+
+
+def _traffic(router: Document) -> Iterator[Metric]:
+    """Per connection what went each way, and what became of frames."""
+    volume = CounterMetricFamily(
+        "weave_connection_bytes",
+        "Bytes of a connection; plane is data or control.",
+        labels=["peer", "direction", "plane"],
+    )
+    packets = CounterMetricFamily(
+        "weave_connection_packets", "Datagrams of a connection.", labels=["peer", "direction"]
+    )
+    for row in router["Connections"] or ():
+        counters = row.get("Counters")
+        if not counters:
+            continue
+        for direction in ("In", "Out"):
+            labels = [counters["Peer"], direction.lower()]
+            volume.add_metric([*labels, "data"], counters[f"Bytes{direction}"])
+            volume.add_metric([*labels, "control"], counters[f"ControlBytes{direction}"])
+            packets.add_metric(labels, counters[f"Packets{direction}"])
+    yield volume
+    yield packets
+    frames = CounterMetricFamily("weave_frames", "What became of frames of the overlay.", labels=["event"])
+    for event, count in (router.get("Frames") or {}).items():
+        frames.add_metric([event], count)
+    yield frames
+    datagrams = CounterMetricFamily(
+        "weave_sleeve_events", "What sleeve counts that belongs to no connection.", labels=["event"]
+    )
+    for event, count in ((router.get("Sleeve") or {}).get("Counts") or {}).items():
+        datagrams.add_metric([event], count)
+    yield datagrams

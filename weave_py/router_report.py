@@ -1,0 +1,80 @@
+"""The router's part of the report that the mesh does not know: frames, addresses seen, sleeve, traffic."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+from host.tap import TAP_NAME
+from mesh.names import format_peer_name
+from mesh.status import MeshStatus
+from mesh.tcp import MeshService
+from overlay.forwarding import FrameRouter
+from sleeve.datapath import SleeveDataPath
+from weave_py import report
+
+
+def fields(service: MeshService, frames: FrameRouter, sleeve: SleeveDataPath) -> dict[str, Any]:
+    """`Interface`, `CaptureStats` and `MACs` as the reference has them; then ours."""
+    now = asyncio.get_running_loop().time()
+    addresses = [
+        {
+            "Mac": mac.hex(":"),
+            "Name": format_peer_name(peer),
+            "NickName": service.topology.nickname(peer),
+            "LastSeen": report.moment(time.time() + seen - now),
+        }
+        for mac, peer, seen in frames.macs.rows()
+    ]
+    return {
+        "Interface": f"{TAP_NAME} (via tap)",
+        "CaptureStats": capture_counts(TAP_NAME),
+        "MACs": addresses or None,
+        "Frames": dict(sorted(frames.counts.items())),
+        "Sleeve": {
+            "Implementation": sleeve.packets.name,
+            "Counts": dict(sorted(sleeve.counts.items())),
+            "Links": [
+                {
+                    "Peer": format_peer_name(link.peer),
+                    "MTU": link.mtu.mtu,
+                    "MTUVerified": link.mtu.verified,
+                    "FragmentsPass": link.link.fragments_pass,
+                    "Counts": dict(sorted(link.counts.items())),
+                }
+                for link in sleeve.links()
+            ]
+            or None,
+        },
+    }
+
+
+def add_counters(rows: list[dict[str, Any]] | None, status: MeshStatus, sleeve: SleeveDataPath) -> None:
+    """Give each live connection's row its traffic: frames' bytes and datagrams, and bytes of the control connection."""
+    counts = {link.peer: link.counts for link in sleeve.links()}
+    for row, connection in zip(rows or (), status.connections, strict=True):
+        if connection.peer is None:
+            continue
+        data = counts.get(connection.peer, {})
+        row["Counters"] = {
+            "Peer": format_peer_name(connection.peer),
+            "BytesIn": data.get("bytes-in", 0),
+            "BytesOut": data.get("bytes-out", 0),
+            "PacketsIn": data.get("datagrams-in", 0),
+            "PacketsOut": data.get("datagrams-out", 0),
+            "FramesIn": data.get("frames-in", 0),
+            "FramesOut": data.get("frames-out", 0),
+            "ControlBytesIn": connection.bytes_in,
+            "ControlBytesOut": connection.bytes_out,
+        }
+
+
+def capture_counts(interface: str) -> dict[str, int]:
+    """What the kernel handed us at the TAP port, and what it dropped because we did not fetch it in time."""
+    for line in Path("/proc/self/net/dev").read_text().splitlines():
+        name, _, numbers = line.partition(":")
+        if name.strip() == interface:
+            # Eight numbers of what we gave, then packets, errors and drops of what the kernel gave.
+            packets, errors, drops = map(int, numbers.split()[9:12])
+            return {"PacketsDropped": drops, "PacketsIfDropped": errors, "PacketsReceived": packets}
+    return {}
