@@ -280,9 +280,14 @@ def hide(arguments: list[str]) -> int:
     """`weave hide`."""
     words = list(arguments)
     as_json = take_flag(words, "--json")
-    cidrs = lookup(EXPOSED, _host_addresses(words))
-    for cidr in cidrs:
-        stays = call("DELETE", api_path("expose", cidr))
+    cidrs = []
+    for cidr in lookup(EXPOSED, _host_addresses(words)):
+        try:
+            stays = call("DELETE", api_path("expose", cidr))
+        except NotServedError:
+            # On the bridge only to serve names.
+            continue
+        cidrs.append(cidr)
         delete_names(EXPOSED, [cidr])
         # The router says so where it needs the address itself, to serve names on it.
         if not stays:

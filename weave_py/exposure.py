@@ -26,11 +26,11 @@ _NAMES = "address of names"
 
 
 class ExposeError(Exception):
-    """What was asked for cannot be done: one line. `bad`: because of how it was asked."""
+    """What was asked for cannot be done: one line, and the status of the answer that says so."""
 
-    def __init__(self, text: str, *, bad: bool = False) -> None:
+    def __init__(self, text: str, status: int = 500) -> None:
         super().__init__(text)
-        self.bad = bad
+        self.status = status
 
 
 def plan_of(settings: Settings) -> Plan:
@@ -123,8 +123,10 @@ class Exposure:
         await self._do("expose", lambda: self._expose(address, masquerade))
 
     async def hide(self, cidr: str) -> str:
-        """Take it back; why the address stays, if it does. Raises ExposeError."""
+        """Take it back; why the address stays, if it does. Raises ExposeError, 404 where it serves names only."""
         address = _parse(cidr)
+        if address == self._rules.plan.dns_only and address not in (self._rules.plan.exposed or {}):
+            raise ExposeError(f"{address} is not exposed: names are served there", 404)
         await self._do("hide", lambda: self._hide(address))
         return f"{address} stays on the bridge: names are served there" if address == self._names() else ""
 
@@ -194,4 +196,4 @@ def _parse(cidr: str) -> IPv4Interface:
             raise ValueError
         return IPv4Interface(cidr)
     except (AddressValueError, NetmaskValueError, ValueError):
-        raise ExposeError(f"unable to parse ip addr: invalid CIDR address: {cidr}", bad=True) from None
+        raise ExposeError(f"unable to parse ip addr: invalid CIDR address: {cidr}", 400) from None

@@ -30,14 +30,14 @@ def add_routes(application: web.Application, exposer: Exposer) -> None:
         try:
             await exposer.expose(_cidr(request), masquerade=not plain)
         except ExposeError as error:
-            raise HttpError(400 if error.bad else 500, str(error)) from error
+            raise HttpError(error.status, str(error)) from error
         return web.Response(status=204)
 
     async def hide(request: web.Request) -> web.Response:
         try:
             stays = await exposer.hide(_cidr(request))
         except ExposeError as error:
-            raise HttpError(400 if error.bad else 500, str(error)) from error
+            raise HttpError(error.status, str(error)) from error
         return web.Response(text=f"{stays}\n") if stays else web.Response(status=204)
 
     application.router.add_post(_PATH, expose)

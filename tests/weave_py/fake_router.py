@@ -59,8 +59,10 @@ class FakeRouter:
                 self.exposed[f"{address}/{prefix}"] = query.get("skipNAT") != "true"
                 return 204, ""
             case "DELETE", ["expose", address, prefix]:
-                self.exposed.pop(f"{address}/{prefix}", None)
-                return (200, "it serves names\n") if address in self.stays else (204, "")
+                there = self.exposed.pop(f"{address}/{prefix}", None) is not None
+                if address not in self.stays:
+                    return 204, ""
+                return (200, "it serves names\n") if there else (404, "it is not exposed\n")
             case "PUT", ["name", ident, address]:
                 self.names.append((ident, address, query["fqdn"]))
                 return 204, ""

@@ -94,6 +94,8 @@ def test_an_address_that_serves_names_is_hidden_but_kept(place: Place) -> None:
     place.ok("expose")
     assert place.ok("hide") == "10.32.0.1\n"
     assert place.router.owned["weave:expose"] == ["10.32.0.1/12"]
+    assert place.ok("hide") == "\n"
+    assert place.router.owned["weave:expose"] == ["10.32.0.1/12"]
 
 
 def test_a_range_out_of_bounds(place: Place) -> None:

@@ -22,7 +22,7 @@ from lab.router import wait_until
 from tests.host.views import addresses, ruleset
 from tests.namespaces import namespace, run, within
 from tests.vectors import ROOT
-from weave_py.exposure import Exposure
+from weave_py.exposure import ExposeError, Exposure
 from weave_py.store import Store
 
 START = 20.0
@@ -147,6 +147,9 @@ def test_an_address_for_names_is_no_exposure(tmp_path: Path) -> None:
             assert "drop" not in ruleset(host)
             stays = "10.32.0.1/12 stays on the bridge: names are served there"
             assert await exposure.hide("10.32.0.1/12") == stays
+            with pytest.raises(ExposeError, match="is not exposed: names are served there") as raised:
+                await exposure.hide("10.32.0.1/12")
+            assert raised.value.status == 404
         assert exposure.report()["NamesAddress"] == "10.32.0.1/12"
         assert exposure.report()["Addresses"] == []
         assert addresses(host, "weave") == {"10.32.0.1/12"}
