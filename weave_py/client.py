@@ -97,7 +97,7 @@ def call(
     if response.status == 404:
         raise NotServedError("", NOT_SERVED)
     if response.status >= 300:
-        raise CliError(text.rstrip("\n"))
+        raise CliError(text.rstrip("\n") or f"the router answers {response.status} {response.reason}")
     return text
 
 

@@ -67,16 +67,18 @@ def is_address(word: str) -> bool:
 
 def wanted(word: str) -> Wanted:
     """What an address argument asks for. Raises CliError."""
-    if word.startswith("net:"):
-        subnet = word.removeprefix("net:")
-        return Wanted(subnet="" if subnet == DEFAULT_SUBNET else subnet)
-    text = word.removeprefix("ip:")
+    kind = "net" if word.startswith("net:") else "ip"
+    text = word.removeprefix(f"{kind}:")
+    if (kind, text) == ("net", DEFAULT_SUBNET):
+        return Wanted()
     try:
         if "/" not in text:
             raise ValueError
-        return Wanted(ip_interface(text))
+        address = ip_interface(text)
     except ValueError:
-        raise CliError(f"invalid address {word!r}: give an address and its prefix, as in 10.32.0.5/12") from None
+        what = "a subnet, as in net:10.40.0.0/24" if kind == "net" else "an address and its prefix, as in 10.32.0.5/12"
+        raise CliError(f"invalid address {word!r}: give {what}") from None
+    return Wanted(subnet=text) if kind == "net" else Wanted(address)
 
 
 def is_plain_address(word: str) -> bool:
