@@ -78,7 +78,8 @@ class _Handlers:
             {"containerid": ident, "addrs": [str(cidr) for cidr in held.cidrs]}
             for ident, held in self._ipam.owned().items()
         ]
-        return web.Response(text=to_json({"owned": rows or None}, indent=False))
+        document = to_json({"owned": rows or None}, indent=False)
+        return web.Response(body=f"{document}\n".encode(), headers={"Content-Type": "application/json"})
 
     async def lookup(self, request: web.Request) -> web.Response:
         subnet = await _answer(self._subnet(request))

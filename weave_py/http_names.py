@@ -76,7 +76,7 @@ class _Handlers:
             }
             for entry in self._names.entries()
         ]
-        return web.Response(text=to_json(rows or None, indent=False))
+        return web.Response(text=to_json(rows or None, indent=False) + "\n")
 
     async def add(self, request: web.Request) -> web.Response:
         _check(request.match_info["ip"])
