@@ -22,7 +22,7 @@ from sleeve._sleeve import ffi, lib
 from sleeve.datagram import PLAIN_OVERHEAD, SEALED_OVERHEAD, DatagramError
 from sleeve.datapath import SleeveForwarder
 from sleeve.link import Address
-from sleeve.path import GENTLE_RUN, ChannelEvents
+from sleeve.path import ChannelEvents
 from sleeve.tap import TapPort
 from sleeve.udp import path_mtu, sending_twin, udp_sockets
 
@@ -143,10 +143,6 @@ class NativeChannel:
     def limit(self, max_payload: int, mtu: int, fragments_pass: bool) -> None:
         if self.session is not None:
             lib.session_limit(self._path.core, self.session, max_payload, mtu, fragments_pass)
-
-    def gentle(self) -> None:
-        if self.session is not None:
-            lib.session_burst(self._path.core, self.session, GENTLE_RUN)
 
     def note(self, what: str) -> None:
         self._noted[what] += 1

@@ -32,8 +32,6 @@ from sleeve.tap import TapPort
 from sleeve.udp import MAX_RUN, MAX_SEGMENTS, Origin, UdpSocket, udp_sockets
 
 _MAX_FRAMES = 100
-# Datagrams in a run to a peer whose socket has the kernel's default buffer, as Weave Net's has: it holds about 90.
-GENTLE_RUN = 16
 
 
 class ChannelEvents(Protocol):
@@ -78,9 +76,6 @@ class Channel(Protocol):
         """What the path takes: bytes of a datagram that more than one frame goes into, bytes of inner IP packet,
         and whether datagrams that the underlay fragments arrive.
         """
-
-    def gentle(self) -> None:
-        """The peer's socket holds little: send it no long runs of datagrams."""
 
     def send(self, source: PeerName, destination: PeerName, frame: bytes, df: bool) -> None:
         """Queue a frame for the path with DF, or the one without."""
@@ -178,7 +173,6 @@ class PlainChannel:
         self._origin: Origin | None = None
         self._socket: UdpSocket | None = None
         self._max_payload = UNKNOWN_PAYLOAD
-        self._most = MAX_SEGMENTS
         self._queues = {True: _Queue(), False: _Queue()}
         self._trouble: str | None = None
         self._closed = False
@@ -196,9 +190,6 @@ class PlainChannel:
 
     def limit(self, max_payload: int, mtu: int, fragments_pass: bool) -> None:
         self._max_payload = max_payload
-
-    def gentle(self) -> None:
-        self._most = GENTLE_RUN
 
     def note(self, what: str) -> None:
         self.counts[what] += 1
@@ -251,7 +242,7 @@ class PlainChannel:
             self._send_run(queue, df)
         queue.run.append(datagram)
         queue.run_size += len(datagram)
-        if len(queue.run) >= self._most:
+        if len(queue.run) >= MAX_SEGMENTS:
             self._send_run(queue, df)
 
     def _send_run(self, queue: _Queue, df: bool) -> None:

@@ -58,7 +58,6 @@ int core_step_rx(core *);
 void core_stop(core *);
 uint64_t core_count(core *, int which);
 void core_flush(core *);
-void core_segments(core *, int on);
 
 session *session_new(core *, uint32_t serial, uint64_t peer, const uint8_t *key, int outbound);
 void session_close(core *, session *);
@@ -66,12 +65,10 @@ void session_listen(core *, session *);
 void session_aim(core *, session *, int v6, const uint8_t *address, int port, uint32_t scope);
 void session_origin(core *, session *, int v6, const uint8_t *address);
 void session_limit(core *, session *, uint32_t max_payload, uint32_t mtu, int fragments_pass);
-void session_burst(core *, session *, uint32_t datagrams);
 void session_send(core *, session *, uint64_t source, uint64_t destination, const uint8_t *frame, uint32_t size, int df);
 void session_send_alone(
     core *, session *, uint64_t source, uint64_t destination, const uint8_t *frame, uint32_t size, int df);
 uint64_t session_count(session *, int which);
-void session_sequence(session *, int df, uint64_t next);
 
 record *ring_next(core *, int ring);
 uint8_t *ring_frame(record *);

@@ -93,8 +93,6 @@ void core_tap(core *c, int fd, int merge_udp)
     c->merge_udp = merge_udp;
 }
 
-void core_segments(core *c, int on) { c->segments = on; }
-
 void core_stop(core *c)
 {
     uint64_t bell = 1;

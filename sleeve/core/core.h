@@ -69,7 +69,7 @@ struct session {
     struct sockaddr_storage remote;
     socklen_t remote_size;
     uint8_t origin[16];
-    uint32_t max_payload, mtu, burst;
+    uint32_t max_payload, mtu;
     bool fragments_pass;
     int trouble;
     uint8_t lane[3][2];

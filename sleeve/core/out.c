@@ -160,11 +160,11 @@ static void refused(outbox *out, session *s, int error)
 /* How many datagrams from `at` on one call can take: of one size, the last one may be shorter. */
 static uint32_t equal(const lane *l, uint32_t at, uint32_t *bytes)
 {
-    uint32_t most = l->to->burst, number = 1;
+    uint32_t number = 1;
     *bytes = l->sizes[at];
     if (l->sizes[at] > l->to->max_payload)
         return 1;
-    while (at + number < l->count && number < most && l->sizes[at + number] <= l->sizes[at]) {
+    while (at + number < l->count && l->sizes[at + number] <= l->sizes[at]) {
         *bytes += l->sizes[at + number];
         number++;
         if (l->sizes[at + number - 1] < l->sizes[at])
@@ -268,7 +268,7 @@ uint8_t *out_frame(outbox *out, session *s, uint64_t source, uint64_t destinatio
     lane *l = lane_for(out, s, df);
     if (l->frames && (l->end - l->start + room > s->max_payload || l->frames >= MAX_FRAMES))
         finish(out, l);
-    if (l->frames == 0 && (l->count == MAX_SEGMENTS || l->count >= s->burst || l->end + s->head + room > MAX_PAYLOAD))
+    if (l->frames == 0 && (l->count == MAX_SEGMENTS || l->end + s->head + room > MAX_PAYLOAD))
         lane_send(out, l);
     if (l->end + room > MAX_PAYLOAD) {
         finish(out, l);

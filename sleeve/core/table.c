@@ -239,7 +239,6 @@ session *session_new(core *c, uint32_t serial, uint64_t peer, const uint8_t *key
     s->head = key ? SEALED_HEAD : PLAIN_HEAD;
     s->max_payload = MAX_PAYLOAD;
     s->mtu = UNKNOWN_MTU;
-    s->burst = MAX_SEGMENTS;
     if (key) {
         uint8_t nonce[16] = {outbound ? 0x80 : 0};
         crypto_core_hsalsa20(s->key_out, nonce, key, NULL);
@@ -337,13 +336,4 @@ void session_limit(core *c, session *s, uint32_t max_payload, uint32_t mtu, int 
     pthread_rwlock_unlock(&c->lock);
 }
 
-void session_burst(core *c, session *s, uint32_t datagrams)
-{
-    pthread_rwlock_wrlock(&c->lock);
-    s->burst = datagrams < 1 ? 1 : datagrams > MAX_SEGMENTS ? MAX_SEGMENTS : datagrams;
-    pthread_rwlock_unlock(&c->lock);
-}
-
 uint64_t session_count(session *s, int which) { return __atomic_load_n(&s->counts[which], __ATOMIC_RELAXED); }
-
-void session_sequence(session *s, int df, uint64_t next) { s->next[df] = next; }

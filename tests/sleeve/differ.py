@@ -157,7 +157,8 @@ class Differ:
         for stack in self.both():
             datagram = stack.ears[peer].session.seal(body, df)
         draw = random.random()
-        if draw < 0.1:
+        if draw < 0.1 and not (self.calm and self.stacks.NEIGHBOURS[peer] is None):
+            # Nobody sees that a plain one was damaged: its frames may come from elsewhere then.
             damaged = bytearray(datagram)
             damaged[random.randrange(len(damaged))] ^= 1 << random.randrange(8)
             datagram = bytes(damaged)

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.sleeve.nodes import NO_CORE
+from mesh.names import PeerName
+from sleeve.datagram import SealedSession, frame_header
+from tests.sleeve.nodes import KEY, NO_CORE
+from tests.sleeve.stacks import Stack
 
 pytest.importorskip("sleeve._sleeve", reason=NO_CORE)
 ROOT = Path(__file__).parents[2]
@@ -25,6 +28,23 @@ def differ(*arguments: str, **environment: str) -> str:
 
 def test_the_core_does_what_plain_python_does() -> None:
     assert "no difference" in differ("--seconds", "8", "--seed", "1")
+
+
+def test_sealed_bytes_are_those_of_secretbox_for_every_length() -> None:
+    stack = Stack("native")
+    try:
+        ear = stack.ears[2]
+        ear.heard()
+        channel = next(link for link in stack.data_path.links() if link.peer == 2).channel
+        other = SealedSession(PeerName(1), KEY, outbound=True)
+        for size in [*range(14, 3000), 8191, 8192, 40000, 65463]:
+            frame = bytes((size & 0xFF,)) * size
+            channel.send_alone(PeerName(1), PeerName(2), frame, False)
+            datagram = ear.sock.recv(65536)
+            other._sequence[False] = int.from_bytes(datagram[6:14], "big")
+            assert datagram == other.seal(frame_header(PeerName(1), PeerName(2), size) + frame, False)
+    finally:
+        stack.close()
 
 
 @pytest.fixture(scope="module")
