@@ -91,6 +91,7 @@ class Answers:
         self._missing_heads = self._heads_for(NXDOMAIN, 0, 1)
         self._missing_ends = tuple(self.wire + rtype.to_bytes(2, "big") + _IN for rtype in (A, AAAA))
         self._missing_tail = record(b"", SOA, ttl, self._soa)
+        self._missing_most = min(MAX_NAME + 4, MIN_SIZE - HEADER.size - 2 - len(self._missing_tail))
 
     def serve(self, v4: NameTable, v6: NameTable) -> None:
         """Say where names are."""
@@ -120,7 +121,7 @@ class Answers:
     # --- answering ---
 
     def quick(self, datagram: bytes) -> bytes | None:
-        """The answer to a query that is kept; None where `answer` must be asked."""
+        """The answer to a query that is kept, at most 512 bytes; None where `answer` must be asked."""
         asked = datagram[12:].lower()
         single = self._single.get(asked)
         if single is not None:
@@ -138,7 +139,7 @@ class Answers:
     def _quick_missing(self, datagram: bytes, asked: bytes) -> bytes | None:
         """The answer about a name of the domain that nobody has: the commonest of questions, since resolvers search."""
         head = self._missing_heads.get(datagram[2:12])
-        if head is None or not asked.endswith(self._missing_ends) or len(asked) > MAX_NAME + 4:
+        if head is None or not asked.endswith(self._missing_ends) or len(asked) > self._missing_most:
             return None
         name = asked[:-4]
         if name in self._names or not name.isascii() or not self._at_label(name):

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
+from dns.batch import Batch
+from dns.message import MIN_SIZE
+
 # Not in the socket module: <linux/in.h>.
 _IP_PKTINFO = 8
 _BATCH = 64
@@ -60,6 +63,8 @@ class UdpServer:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         elif self._any:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        # What is answered on the spot fits the smallest answer that every client takes.
+        self._batch = Batch(sock, _BATCH, _LARGEST_QUERY, MIN_SIZE)
         loop.add_reader(sock.fileno(), self._read_with_destination if self._any else self._read)
 
     def close(self) -> None:
@@ -81,24 +86,22 @@ class UdpServer:
             self._counts[f"send-{errno.errorcode.get(error.errno or 0, 'error')}"] += 1
 
     def _read(self) -> None:
-        receive, send, quick = self._sock.recvfrom, self._sock.sendto, self._quick
-        for _ in range(_BATCH):
-            try:
-                datagram, source = receive(_LARGEST_QUERY)
-            except BlockingIOError:
-                return
-            except OSError:
+        batch, quick = self._batch, self._quick
+        try:
+            datagrams = batch.receive()
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
                 # An answer's ICMP error: that client is gone.
                 self._counts["receive-error"] += 1
-                continue
+            return
+        for number, datagram in enumerate(datagrams):
             reply = quick(datagram)
             if reply is None:
-                self._slow(datagram, UdpClient(self, source, []))
-                continue
-            try:
-                send(reply, source)
-            except OSError as error:
-                self._counts[f"send-{errno.errorcode.get(error.errno or 0, 'error')}"] += 1
+                self._slow(datagram, UdpClient(self, batch.source(number), []))
+            else:
+                batch.answer(number, reply)
+        for code in batch.send():
+            self._counts[f"send-{errno.errorcode.get(code, 'error')}"] += 1
 
     def _read_with_destination(self) -> None:
         space = socket.CMSG_SPACE(20)

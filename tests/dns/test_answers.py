@@ -1,12 +1,14 @@
 """What the server answers: the reference's cases, and where the cures of DNS spec §14 make them better."""
 
 import asyncio
+import socket
 from typing import Any
 
 import dnslib
 import pytest
 from dnslib import QTYPE, RCODE, DNSRecord
 
+from dns.service import NameSettings
 from tests.dns.names import Node, cases, serving
 
 RECORDS = [("one.weave.local", "10.32.0.1"), ("MiXed.weave.local", "10.32.0.2"), ("sub.zone.weave.local", "10.32.0.3")]
@@ -198,3 +200,49 @@ async def test_answers_leave_from_the_address_that_was_asked() -> None:
         node.service.address = ("127.0.0.7", node.service.address[1])
         for _ in range(2):
             assert DNSRecord.parse(await ask(node, question("one.weave.local"))).rr
+
+
+@pytest.mark.parametrize("host", ["::1", "::"])
+async def test_over_ipv6(host: str) -> None:
+    async with serving(host=host) as node:
+        register(node)
+        assert node.service.address is not None
+        node.service.address = ("::1", node.service.address[1])
+        for name, count in (("one.weave.local", 1), ("none.weave.local", 0), ("many.weave.local", 29)):
+            for _ in range(2):
+                assert len(DNSRecord.parse(await ask(node, question(name))).rr) == count
+
+
+async def test_a_run_of_queries_of_many_kinds() -> None:
+    """Each gets its own answer, whether on the spot or not."""
+    async with serving() as node:
+        register(node)
+        names = ["one.weave.local", "none.weave.local", "three.weave.local", "many.weave.local", "one", "a.example.com"]
+        sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
+        expected: list[dict[int, str]] = [{}, {}, {}]
+        for number in range(300):
+            name = names[number % len(names)]
+            query = DNSRecord.question(name)
+            query.header.id = number
+            sockets[number % 3].sendto(bytes(query.pack()), node.service.address or ("", 0))
+            expected[number % 3][number] = name + "."
+        for sock, wanted in zip(sockets, expected, strict=True):
+            sock.setblocking(False)
+            while wanted:
+                reply = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, 2000), 5)
+                parsed = DNSRecord.parse(reply)
+                assert str(parsed.q.qname) == wanted.pop(parsed.header.id)
+            sock.close()
+
+
+@pytest.mark.parametrize("length", [20, 100, 180])
+async def test_a_long_domain(length: int) -> None:
+    """What was said of its SOA may be too much for a datagram."""
+    domain = ".".join("d" * 40 for _ in range(length // 40 + 1))[:length].rstrip(".") + "."
+    async with serving(NameSettings(domain=domain)) as node:
+        node.service.add(f"web.{domain}", "c1", "10.32.0.1")
+        for name, count in (("web", 1), ("n" * 50, 0)):
+            for _ in range(2):
+                raw = await ask(node, question(f"{name}.{domain}"))
+                assert len(raw) <= 512
+                assert len(DNSRecord.parse(raw).rr) == count
