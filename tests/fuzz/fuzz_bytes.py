@@ -12,7 +12,12 @@ from random import Random
 
 import atheris
 
-with atheris.instrument_imports(include=["mesh", "overlay", "sleeve"]):
+with atheris.instrument_imports(include=["mesh", "overlay", "sleeve", "dns"]):
+    from dns.answers import Answers
+    from dns.gossip_wire import Family, decode
+    from dns.message import MessageError, parse_query
+    from dns.reply import parse_reply
+    from dns.table import NameTable
     from mesh import gob
     from mesh.crypto import Opener
     from mesh.errors import ProtocolError
@@ -69,6 +74,33 @@ def _frames(data: bytes) -> None:
             fragment(frame, 576)
 
 
+def _names(data: bytes) -> None:
+    for family in Family:
+        table = NameTable(PeerName(1), "weave.local.", lambda name: name < 9, lambda name, address: None)
+        table.receive(decode(family, data).entries, 1_700_000_000)
+        table.entries()
+
+
+def _query(data: bytes) -> None:
+    answers = Answers("weave.local.", 1, Random(1), lambda name: None)
+    tables = [NameTable(PeerName(1), "weave.local.", lambda name: True, lambda *what: None) for _ in range(2)]
+    answers.serve(*tables)
+    tables[0].add("web.weave.local", "c", 1)
+    quick = answers.quick(data)
+    query = parse_query(data)
+    if query is not None:
+        full = answers.answer(query, False)
+        for spot in (quick, answers.quick(data)):
+            assert spot is None or spot == full
+
+
+def _reply(data: bytes) -> None:
+    query = parse_query(b"\x12\x34\1\0\0\1\0\0\0\0\0\0\1a\0\0\1\0\1")
+    assert query is not None
+    reply = parse_reply(data[:12] + query.question + data[12:], 19) if len(data) >= 12 else None
+    assert reply is None or len(reply.for_client(query, False, 9)) <= 512
+
+
 READERS: list[Callable[[bytes], object]] = [
     lambda data: _introduce(data, password=False, version=2),
     lambda data: _introduce(data, password=True, version=2),
@@ -83,6 +115,9 @@ READERS: list[Callable[[bytes], object]] = [
     decode_gossip_unicast,
     _topology,
     _frames,
+    _names,
+    _query,
+    _reply,
 ]
 
 
@@ -92,7 +127,7 @@ def one_input(data: bytes) -> None:
         return
     try:
         READERS[data[0] % len(READERS)](data[1:])
-    except (ProtocolError, DatagramError):
+    except (ProtocolError, DatagramError, MessageError):
         return
 
 

@@ -12,7 +12,7 @@ from tests.vectors import ROOT as VECTORS
 from tests.vectors import load
 
 ROOT = Path(__file__).parents[2]
-READERS = 13
+READERS = 16
 
 
 def seeds(folder: Path) -> Path:
@@ -25,11 +25,14 @@ def seeds(folder: Path) -> Path:
     samples += [bytes.fromhex(vector["hex"]) for vector in load("mesh", "gob-generic.json")]
     plain = json.loads((VECTORS / "overlay" / "sleeve-plain.json").read_text())["encode"]
     samples += [bytes.fromhex(case["datagram"]) for case in plain]
+    names = json.loads((VECTORS / "dns" / "gossip_messages.json").read_text())["gossip"]
+    samples += [bytes.fromhex(message["payload_hex"]) for message in names[:5]]
+    answers = json.loads((VECTORS / "dns" / "dns_answers.json").read_text())["cases"]
+    samples += [bytes.fromhex(case[key]) for case in answers for key in ("query_hex", "response_hex")]
     for number, sample in enumerate(samples):
         for reader in range(READERS):
             (folder / f"{number}-{reader}").write_bytes(bytes((reader,)) + sample)
     return folder
-
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed for this Python")
