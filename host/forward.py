@@ -143,9 +143,11 @@ def _write_native(accepts: Sequence[Accept]) -> None:
                     change.add_rule(CHAIN, *one.expressions(), comment=one.comment, first=True)
             return
         except NftError as error:
-            # Somebody rewrote the chain between our look and our change.
-            if error.errno != errno.ENOENT or attempt == _ATTEMPTS - 1 or not _native_chain():
+            # Somebody rewrote the chain between our look and our change, or took it away.
+            if error.errno != errno.ENOENT or attempt == _ATTEMPTS - 1:
                 raise HostError(str(error)) from error
+            if not _native_chain():
+                return
 
 
 # --- where it is a legacy table ---
@@ -198,10 +200,17 @@ def _comment(words: Sequence[str]) -> str:
 
 
 def _write_legacy(program: str, accepts: Sequence[Accept]) -> None:
-    lines = [f"*{TABLE}"]
-    lines += [quoted(["-D", *words[1:]]) for words in _legacy_ours(program)]
-    lines += [quoted(["-I", CHAIN, str(place), *one.words()]) for place, one in enumerate(accepts, 1)]
-    run_iptables(f"{program}-restore", "-w", _LOCK_WAIT, "--noflush", stdin="\n".join([*lines, "COMMIT", ""]))
+    wanted = [quoted(["-I", CHAIN, str(place), *one.words()]) for place, one in enumerate(accepts, 1)]
+    for attempt in range(_ATTEMPTS):
+        stale = [quoted(["-D", *words[1:]]) for words in _legacy_ours(program)]
+        script = "\n".join([f"*{TABLE}", *stale, *wanted, "COMMIT", ""])
+        try:
+            run_iptables(f"{program}-restore", "-w", _LOCK_WAIT, "--noflush", stdin=script)
+            return
+        except HostError:
+            # Here too somebody may have been between.
+            if attempt == _ATTEMPTS - 1:
+                raise
 
 
 def quoted(words: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Packet rules of the host: what they are, what foreign FORWARD chains get, and that they come back."""
 
+import subprocess
 from collections.abc import Iterator
 from ipaddress import IPv4Interface, IPv4Network
 
@@ -170,6 +171,20 @@ def test_a_foreign_chain_lets_pass_what_the_reference_let_pass(host: str, progra
     assert accepted(host, program) == [FORWARD[0], FORWARD[2], FORWARD[3]]
     within(host, remove)
     assert iptables(host, program, "-S") == untouched.replace("-A FORWARD -i docker0 -j ACCEPT\n", "")
+
+
+def test_somebody_rewrites_the_chain_meanwhile(host: str, program: str) -> None:
+    script = f"for i in $(seq 20); do {program} -w 5 -I FORWARD -i docker0 -j ACCEPT; {program} -w 5 -F FORWARD; done"
+    rules = applied(host, Plan("weave"))
+    with subprocess.Popen(["ip", "netns", "exec", host, "sh", "-c", script]) as other:
+        number = 0
+        while other.poll() is None:
+            number = number % 50 + 1
+            exposed = {IPv4Interface(f"10.{number}.0.1/16"): True}
+            within(host, lambda exposed=exposed: rules.change(exposed=exposed))  # type: ignore[misc]
+    within(host, rules.check)
+    assert within(host, rules.check) == ()
+    assert f"-A FORWARD -d 10.{number}.0.0/16 -o weave" in accepted(host, program)
 
 
 def test_with_network_policy_its_own_table_decides(host: str, program: str) -> None:
