@@ -196,21 +196,17 @@ def detach(arguments: list[str]) -> int:
     from host.attach import detach as unplug
 
     ident = identity(target)
-    running = True
-    try:
-        cidrs = lookup(ident, wishes)
-    except AbsentError:
-        if any(wish.address is None for wish in wishes):
-            raise
-        running, cidrs = False, [str(wish.address) for wish in wishes]
+    # Only a subnet needs the router, who knows what was given from it.
+    cidrs = lookup(ident, wishes)
     if wishes and not cidrs:
         return say_addresses([], as_json)
-    taken = on_host(lambda: unplug(target, [ip_interface(cidr) for cidr in cidrs] or None))
-    if running:
-        leaving = cidrs or list(dict.fromkeys([*taken, *owned(ident)]))
+    leaving = list(on_host(lambda: unplug(target, [ip_interface(cidr) for cidr in cidrs] or None)))
+    with contextlib.suppress(AbsentError):
+        # What the interface lacks may be owned all the same, if somebody else took it away.
+        leaving = list(dict.fromkeys([*leaving, *(cidrs or owned(ident))]))
         delete_names(ident, leaving)
         give_back(ident, leaving)
-    return say_addresses(taken, as_json)
+    return say_addresses(leaving, as_json)
 
 
 def ps(arguments: list[str]) -> int:

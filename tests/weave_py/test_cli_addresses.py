@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +139,24 @@ def test_attach_and_detach(place: Place) -> None:
     assert place.router.owned[place.container] == []
     assert "ethwe" not in links(place.container)
     assert place.ok("detach", place.container) == "\n"
+
+
+def test_without_a_router(place: Place) -> None:
+    place = replace(place, address=str(Path(place.address).parent / "none"))
+    absent = (1, "", "weave container is not present. Have you launched it?\n")
+    assert place.weave("attach", place.container) == absent
+    assert place.ok("attach", "10.32.0.9/12", "10.33.0.9/24", place.container) == "10.32.0.9 10.33.0.9\n"
+    assert place.weave("detach", "net:10.33.0.0/24", place.container) == absent
+    assert place.ok("detach", "10.33.0.9/24", place.container) == "10.33.0.9\n"
+    assert place.ok("detach", place.container) == "10.32.0.9\n"
+    assert "ethwe" not in links(place.container)
+
+
+def test_an_interface_that_somebody_removed(place: Place) -> None:
+    place.ok("attach", place.container)
+    run("ip", "-n", place.container, "link", "del", "ethwe")
+    assert place.ok("detach", place.container) == "10.32.0.1\n"
+    assert place.router.owned[place.container] == []
 
 
 def test_attach_that_fails_gives_back(place: Place) -> None:
