@@ -323,7 +323,7 @@ class Allocator:
         if send.kind is not Kind.SPACE_REQUEST or send.wanted is None:
             self._log.info("unable to tell %s: %s", format_peer_name(send.peer), reason)
             return
-        self.requests.refused(send.wanted, send.peer)
+        self._refused(send.wanted, send.peer)
         for claim in [claim for claim in self.claims if _is_for(claim, send.wanted)]:
             claim.attempts += 1
             if claim.lenient:
@@ -415,14 +415,20 @@ class Allocator:
         self.effects.append(Send(peer, Kind.RING_UPDATE))
 
     def _denied(self, wanted: Range, peer: PeerName) -> None:
-        self.requests.refused(wanted, peer)
         for claim in list(self.claims):
             # Only the owner can say that an address is not to be had.
             if _is_for(claim, wanted) and self.ledger.ring and self.ledger.ring.owner(int(claim.cidr.addr)) == peer:
                 self.claims.remove(claim)
                 self._answer(claim, error=self._owned_by_other(claim, peer))
-        if self.ledger.ring:
+        if self._refused(wanted, peer) and self.ledger.ring:
             self.allocates = [operation for operation in self.allocates if not self._try_allocate(operation)]
+
+    def _refused(self, wanted: Range, peer: PeerName) -> bool:
+        """Remember whom not to ask again soon; whether anybody waits for that range."""
+        waits = any(operation.subnet.range == wanted for operation in self.allocates)
+        if waits:
+            self.requests.refused(wanted, peer)
+        return waits
 
     # --- containers ---
 

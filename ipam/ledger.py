@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipam import wire
 from ipam.holders import Holders
 from ipam.merge import Dispute, Merge, merge
-from ipam.ranges import Range, Subnet
+from ipam.ranges import SMALLEST, Range, Subnet
 from ipam.ring import Copy, Ring, RingError
 from ipam.seams import Address, Change, Cidr, JournalError, Owned, Saved
 from ipam.space import Space
@@ -141,10 +141,18 @@ class Ledger:
         )
 
     def give(self, wanted: Range, peer: PeerName) -> bool:
-        """Grant a peer what we can spare of a range; False where that is nothing."""
-        given = self.space.donate(wanted)
+        """Grant a peer what we can spare of a range; False where that is nothing.
+
+        A subnet's first and last address alone are of no use to whoever wants a host in it: two peers with nothing
+        else would hand them to and fro for ever.
+        """
+        given = self.space.spare(wanted)
+        hosts = Range(wanted.start + 1, wanted.end - 1)
+        if given is not None and wanted.size >= SMALLEST and not given.clip(hosts).size:
+            given = self.space.spare(hosts)
         if given is None:
             return False
+        self.space.donate(given)
         self.ring = self.ring.granted(given, peer, self._ourself)
         return True
 

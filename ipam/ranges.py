@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ipam.seams import Address, Cidr, IpamError
 
-_SMALLEST = 4
+SMALLEST = 4
 
 
 class Range(NamedTuple):
@@ -61,8 +61,8 @@ class Subnet:
         made = cls(cidr.addr, cidr.prefix_len)
         if made.start % made.size:
             raise IpamError(f"invalid subnet - bits after network prefix are not all zero: {text}")
-        if made.size < _SMALLEST:
-            raise IpamError(f"invalid subnet - smaller than minimum size {_SMALLEST}: {text}")
+        if made.size < SMALLEST:
+            raise IpamError(f"invalid subnet - smaller than minimum size {SMALLEST}: {text}")
         if made.prefix_len == 0:
             raise IpamError(f"invalid subnet - it has no network prefix: {text}")
         return made

@@ -46,7 +46,8 @@ class Requests:
         """A peer has nothing there, or cannot be asked."""
         if self._asked.get(wanted) == peer:
             del self._asked[wanted]
-            self._refused[wanted, peer] = self._tick
+        # Also when its ring came first, and was taken for the answer.
+        self._refused[wanted, peer] = self._tick
 
     def tick(self, waiting: Iterable[Range]) -> None:
         """Five seconds are over; `waiting`: the ranges that are still of interest."""

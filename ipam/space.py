@@ -62,8 +62,8 @@ class Space:
         disputed = any(part.holds(number) for part in withheld)
         (self._withheld if disputed else self._free).add(Range(number, number + 1))
 
-    def donate(self, wanted: Range) -> Range | None:
-        """What we can spare of a range, no longer ours: an aligned block, at most half of what is free there."""
+    def spare(self, wanted: Range) -> Range | None:
+        """What we can spare of a range: an aligned block, at most half of what is free there."""
         best = Range(wanted.start, wanted.start)
         for run in self._free.within(wanted):
             if run.size >= best.size:
@@ -74,8 +74,11 @@ class Space:
             return None
         if best.size > self._free.count(wanted) // 2:
             best = Range(best.start + best.size // 2, best.end)
-        self._free.discard(best)
         return best
+
+    def donate(self, given: Range) -> None:
+        """It is no longer ours."""
+        self._free.discard(given)
 
     def update(self, ours: Iterable[Range], withheld: Iterable[Range] = ()) -> list[int]:
         """Follow the ring: what is ours, and what of it is withheld. Returns used addresses that are no longer ours."""

@@ -249,6 +249,7 @@ async def test_what_is_found_on_the_host_is_claimed_even_when_all_was_lost() -> 
 async def test_conflicts_of_clusters_end_the_connection_with_the_texts_people_know() -> None:
     async with hub("seed=::1", "seed=::2") as made:
         await made.peers[1].prime()
+        await made.peers[2].prime()
         made.gossip()
         await until(lambda: len(made.errors) == 2)
         assert (

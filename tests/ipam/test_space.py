@@ -29,8 +29,11 @@ def perform(space: Space, operation: str, args: list[str]) -> str | None:
         case "free":
             space.release(start)
         case "donate":
-            given = space.donate(Range(start, end))
-            return "none" if given is None else text(given)
+            given = space.spare(Range(start, end))
+            if given is None:
+                return "none"
+            space.donate(given)
+            return text(given)
         case "numfree":
             return str(space.free.count(Range(start, end)))
         case "update":
@@ -63,7 +66,7 @@ def test_what_is_withheld_is_not_given_and_comes_back() -> None:
     space.update([Range(0, 16)], withheld=[Range(8, 16)])
     assert list(space.withheld) == [Range(8, 9), Range(10, 16)]
     assert space.allocate(Range(8, 16)) is None
-    assert space.donate(Range(8, 16)) is None
+    assert space.spare(Range(8, 16)) is None
     assert not space.claim(12)
     assert space.claim(12, withheld=True)
     space.release(12, withheld=[Range(8, 16)])
