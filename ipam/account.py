@@ -26,11 +26,11 @@ def report(allocator: Allocator, default_subnet: Subnet) -> dict[str, Any]:
         }
         for entry, span in ledger.ring.divided()
     ]
-    paxos = allocator.paxos
-    waiting = {"Elector": allocator.elector, "KnownNodes": len(paxos.knows), "Quorum": paxos.quorum}
+    paxos = allocator.founding.paxos
+    waiting = {"Elector": allocator.founding.elector, "KnownNodes": len(paxos.knows), "Quorum": paxos.quorum}
     operations: list[Claim | Allocate] = [*allocator.claims, *allocator.allocates]
     return {
-        "Paxos": waiting if allocator.waiting else None,
+        "Paxos": waiting if allocator.founding.waiting else None,
         "Range": str(ledger.universe),
         "RangeNumIPs": ledger.universe.size,
         "ActiveIPs": len(ledger.space.used),
@@ -82,9 +82,9 @@ def reason(allocator: Allocator, operation: Operation) -> str:
 
 
 def _without_ring(allocator: Allocator) -> str:
-    if not allocator.elector:
+    if not allocator.founding.elector:
         return "no ring yet: this router only observes, and no peer that has the ring has been heard"
-    paxos = allocator.paxos
+    paxos = allocator.founding.paxos
     return (
         f"no ring yet: {paxos.quorum} peers must agree and {len(paxos.knows)} are known;"
         " connect more of them, or start with another --ipalloc-init"

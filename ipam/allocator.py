@@ -7,48 +7,28 @@ Source: IPAM spec §6, §10-§13, cures D6-D10, D14, D16 of §21.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
 from ipam import wire
 from ipam.containers import Containers
+from ipam.founding import Founding, Init, Step
 from ipam.ledger import ANONYMOUS, Ledger, Record
 from ipam.merge import RangeDiffersError, SeedsDifferError
 from ipam.nicknames import Nicknames
 from ipam.operations import Allocate, Answer, Broadcast, Claim, Effect, Operation, Order, Prime, Send
-from ipam.paxos import Node, Paxos
+from ipam.paxos import Node
 from ipam.ranges import Range, Subnet
 from ipam.requests import Requests
 from ipam.ring import Copy, RingError
 from ipam.seams import Address, Cidr, IpamError, Mesh, Saved, Unavailable
 from ipam.wire import Kind
 from mesh.gob import GobError
-from mesh.names import UNKNOWN, PeerName, format_peer_name, parse_peer_name
+from mesh.names import UNKNOWN, PeerName, format_peer_name
 from mesh.seams import GossipError
 
 _CLAIM_ATTEMPTS = 5
 _Op = TypeVar("_Op", Prime, Claim, Allocate)
-
-
-@dataclass(frozen=True, slots=True)
-class Init:
-    """How the first ring comes about: by consensus of `quorum` (0: guessed), among `seeds`, or by others alone."""
-
-    elector: bool = True
-    quorum: int = 0
-    seeds: tuple[PeerName, ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> "Init":
-        """The value of `--ipalloc-init`, which the settings have checked."""
-        mode, _, parameter = text.partition("=")
-        if mode == "observer":
-            return cls(elector=False)
-        if mode == "seed":
-            return cls(seeds=tuple(parse_peer_name(name) for name in parameter.split(",")))
-        count = int(parameter or 0)
-        return cls(quorum=count // 2 + 1 if count else 0)
 
 
 class Allocator:
@@ -73,32 +53,26 @@ class Allocator:
         self.primes: list[Prime] = []
         self.claims: list[Claim] = []
         self.allocates: list[Allocate] = []
-        self.waiting = False
         self.shutting_down = False
         self.orphans: list[str] = []
         self.ledger = Ledger(me.name, universe, saved, log)
-        self.paxos = Paxos(me)
+        self.founding = Founding(me, init, mesh, log, lost=lost)
         self.requests = Requests(rng)
-        # Whoever lost what it knew must not found a second ring.
-        self.elector = init.elector and not lost
         self.nicknames = Nicknames(me.name, nickname, mesh)
         self.containers = Containers(self.ledger.holders)
-        self._init = init
         self._mesh = mesh
         self._log = log
-        self._begin()
+        self._begin(init.seeds)
 
-    def _begin(self) -> None:
+    def _begin(self, seeds: tuple[PeerName, ...]) -> None:
         if self.ledger.ring:
             self._log.info("Initialising with persisted data")
-            if self._init.seeds:
+            if seeds:
                 self._log.info("Found persisted IPAM data, ignoring supplied IPAM seed")
-            return
-        self._log.info("No valid persisted data")
-        if self._init.seeds and self.elector:
+        elif self.founding.seeds:
             self._log.info("Initialising with supplied IPAM seed")
-            self.ledger.seed(self._init.seeds)
-        elif self.elector:
+            self.ledger.seed(self.founding.seeds)
+        elif self.founding.elector:
             self._log.info("Initialising via deferred consensus")
         else:
             self._log.info("Initialising as observer - awaiting IPAM data from another peer")
@@ -268,39 +242,28 @@ class Allocator:
         self.requests.tick([operation.subnet.range for operation in self.allocates])
         if self.ledger.ring:
             self._retry()
-        elif self.waiting:
-            self._seek()
+        elif self.founding.waiting:
+            self._found(self.founding.seek())
         elif self.waits():
             self._establish()
 
     # --- the first ring ---
 
     def _establish(self) -> None:
-        if self.ledger.ring or self.waiting or self.shutting_down:
-            return
-        self.waiting = True
-        if self.elector and not self.paxos.quorum:
-            self.paxos.quorum = self._init.quorum or (self._mesh.target_count() + 1) // 2 + 1
-            if not self._init.quorum:
-                self._log.info("Assuming quorum size of %d", self.paxos.quorum)
-        self._seek()
+        if not (self.ledger.ring or self.founding.waiting or self.shutting_down):
+            self._found(self.founding.begin())
 
-    def _seek(self) -> None:
-        """Propose, or ask whoever has a ring for it."""
-        if self.elector:
-            self.paxos.propose()
-        self.effects.append(Broadcast())
-        self._conclude()
-
-    def _conclude(self) -> None:
-        names = self.paxos.consensus() if self.elector else None
-        if names is not None and not self.ledger.ring:
-            self.ledger.seed(names)
+    def _found(self, step: Step) -> None:
+        """Take a step towards the first ring, perhaps the last one."""
+        if step.tell:
+            self.effects.append(Broadcast())
+        if step.names is not None and not self.ledger.ring:
+            self.ledger.seed(step.names)
             self.effects.append(Broadcast())
             self._ring_changed()
 
     def _ring_changed(self) -> None:
-        self.waiting = False
+        self.founding.waiting = False
         self.nicknames.prune(self.ledger.ring.owners())
         self._retry()
 
@@ -383,10 +346,8 @@ class Allocator:
             if sender != UNKNOWN:
                 self.effects.append(Send(sender, Kind.RING_UPDATE))
         elif state.paxos is not None:
-            if self.elector and self.paxos.learn(state.paxos) and self.paxos.think():
-                self.effects.append(Broadcast())
-            self._conclude()
-        elif self.elector and sender != UNKNOWN:
+            self._found(self.founding.heard(state.paxos))
+        elif self.founding.elector and sender != UNKNOWN:
             self._establish()
 
     def _merge(self, copy: Copy) -> None:
@@ -402,7 +363,7 @@ class Allocator:
             raise GossipError(text) from error
         except RingError as error:
             raise GossipError(str(error)) from error
-        if updated or (self.waiting and self.ledger.ring):
+        if updated or (self.founding.waiting and self.ledger.ring):
             self._ring_changed()
 
     def _donate(self, wanted: Range, peer: PeerName) -> None:
@@ -509,7 +470,7 @@ class Allocator:
         ring = self.ledger.committed
         if ring:
             return wire.encode_state(wire.State(now, nicknames), ring, self.ourself)
-        return wire.encode_state(wire.State(now, nicknames, self.paxos.knows if self.elector else None))
+        return wire.encode_state(wire.State(now, nicknames, self.founding.knowledge()))
 
     def take_turn(self) -> tuple[Record, list[Effect]]:
         """All changes since the last turn, and what may be done once they are durable."""
@@ -520,7 +481,7 @@ class Allocator:
         """The journal failed: nothing of this turn or since has happened, and whoever waits for it is told so."""
         undone, self.effects = [*effects, *self.effects], []
         self.ledger.roll_back()
-        self.waiting = self.waiting and not self.ledger.ring
+        self.founding.waiting = self.founding.waiting and not self.ledger.ring
         failure = Unavailable(reason)
         return [
             each if each.error is not None else Answer(each.operation, None, failure)

@@ -15,7 +15,8 @@ from random import Random
 from typing import Any
 
 from ipam import account, wire
-from ipam.allocator import Allocator, Init
+from ipam.allocator import Allocator
+from ipam.founding import Init
 from ipam.ledger import Record
 from ipam.operations import Allocate, Answer, Broadcast, Claim, Effect, Operation, Order, Prime, Send
 from ipam.paxos import Node

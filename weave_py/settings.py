@@ -13,7 +13,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 from dns.service import NameSettings, listen_address
-from ipam.allocator import Init
+from ipam.founding import Init
 from ipam.ranges import Subnet
 from ipam.seams import IpamError
 from mesh.config import DEFAULT_CONNECTION_LIMIT, DEFAULT_PORT

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from random import Random
 
-from ipam.allocator import Init
+from ipam.founding import Init
 from ipam.ranges import Subnet
 from ipam.service import Ipam
 from mesh.names import PeerName, format_peer_name

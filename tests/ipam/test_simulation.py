@@ -32,6 +32,7 @@ def simulate(seed: int, steps: int, *, mixed: bool = False) -> int:
         for _ in range(250):
             world.step()
         world.settle()
+        assert world.core(world.living()[0]).ledger.ring
     assert world.answers > steps / 100
     return world.steps
 

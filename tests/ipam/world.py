@@ -12,7 +12,8 @@ from itertools import combinations
 from random import Random
 
 from ipam import wire
-from ipam.allocator import Allocator, Init
+from ipam.allocator import Allocator
+from ipam.founding import Init
 from ipam.ledger import Ledger, Record
 from ipam.operations import Allocate, Answer, Broadcast, Claim, Effect, Operation, Order, Send
 from ipam.paxos import Node
