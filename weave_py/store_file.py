@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from weave_py.store_schema import LATEST, climb, damage, version
+from weave_py.store_wal import passed_over
 
 # Seconds to wait for somebody who reads the file with a tool.
 _TIMEOUT = 2.0
@@ -128,6 +129,8 @@ class StateFile:
             except BaseException:
                 connection.close()
                 raise
+        except UnicodeError as error:
+            raise _DamagedError("it holds text that is none") from error
         except sqlite3.Error as error:
             if _code(error) in _DAMAGED:
                 raise _DamagedError(str(error)) from error
@@ -143,6 +146,8 @@ class StateFile:
             )
         # A file appears with its schema, so one without was never ours.
         found = "it is empty" if at == 0 else damage(connection, at)
+        if found is None and passed_over(self.path) > 1:
+            found = "its log is broken in the middle"
         if found is not None:
             raise _DamagedError(found)
 

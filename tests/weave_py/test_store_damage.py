@@ -3,11 +3,13 @@
 import random
 import shutil
 import sqlite3
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from mesh.names import PeerName
+from tests.weave_py.test_store_crash import change, check
 from weave_py import weave_net
 from weave_py.store import Store, StoreError
 from weave_py.weave_net import Held, WeaveNetState
@@ -145,6 +147,40 @@ def test_any_wrong_byte_is_found(tmp_path: Path) -> None:
     assert lost > TRIES / 2 and unchanged
     # A later schema, or a format that only a later SQLite writes.
     assert all("data.sqlite" in line and "\n" not in line for line in refused)
+
+
+def test_any_wrong_byte_in_the_log_is_found(tmp_path: Path) -> None:
+    """After a death the log is what was answered last: nothing of it may go unsaid but the very last transaction,
+    which might not have been answered."""
+    commits = 8
+    original = tmp_path / "original"
+    store = Store(str(tmp_path / "weave"))
+    for count in range(1, commits + 1):
+        store.commit_addresses(*change(count))
+    original.mkdir()
+    for suffix in ("data.sqlite", "data.sqlite-wal"):
+        shutil.copy(f"{tmp_path}/weave{suffix}", f"{original}/weave{suffix}")
+    store.close()
+    size = (original / "weavedata.sqlite-wal").stat().st_size
+    rng = random.Random(7)
+    outcomes: Counter[str] = Counter()
+    for place in (*range(32), *(rng.randrange(size) for _ in range(TRIES))):
+        here = tmp_path / str(place)
+        shutil.copytree(original, here, dirs_exist_ok=True)
+        log = here / "weavedata.sqlite-wal"
+        bad = bytearray(log.read_bytes())
+        bad[place] ^= 1 << rng.randrange(8)
+        log.write_bytes(bad)
+        store = Store(str(here / "weave"))
+        if store.lost is None:
+            outcomes[f"{check(store, {}) - commits}"] += 1
+        else:
+            assert log.with_name(f"{moved(here / 'weavedata.sqlite').name}-wal").read_bytes() == bad
+            outcomes["lost"] += 1
+        store.close()
+        shutil.rmtree(here)
+    assert set(outcomes) <= {"0", "-1", "lost"}, outcomes
+    assert outcomes["lost"] > TRIES / 2
 
 
 def test_a_value_changed_with_a_tool(tmp_path: Path) -> None:
