@@ -77,6 +77,9 @@ def damage(connection: sqlite3.Connection, schema: int) -> str | None:
     verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if verdict != "ok":
         return str(verdict).splitlines()[-1]
+    there = {row[0] for row in connection.execute("SELECT sql FROM sqlite_master")}
+    if not there.issuperset(statement for step in STEPS[:schema] for statement in step.up):
+        return "its tables are not the ones that were made"
     for table in _SUMMED if schema > 1 else ():
         for row in connection.execute(f"SELECT * FROM {table}"):
             if row[-1] != checksum(*row[:-1]):
