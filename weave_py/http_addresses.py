@@ -1,8 +1,10 @@
 """The control API's paths of address allocation: /ip, /ring, /peer, /ipinfo. Source: CLI spec §5.2, IPAM spec §16.
 
-A request that waits for an address ends with its client: who hung up gets none.
+A request that waits for an address ends with its client: who hung up gets none. One with `timeout` (seconds, ours)
+ends by itself, with the reason for which it waited in vain.
 """
 
+import math
 from collections.abc import Awaitable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Protocol, TypeVar
@@ -26,15 +28,23 @@ class Allocation(Protocol):
     def default_subnet(self) -> Subnet: ...
     def cidr(self, text: str) -> Cidr: ...
     def subnet(self, text: str) -> Subnet: ...
-    async def allocate(self, ident: str, subnet: Subnet | None = None, *, is_container: bool = False) -> Cidr: ...
+    async def allocate(
+        self, ident: str, subnet: Subnet | None = None, *, is_container: bool = False, timeout: float | None = None
+    ) -> Cidr: ...
     async def claim(
-        self, ident: str, cidr: Cidr, *, is_container: bool = False, no_error_on_unknown: bool = False
+        self,
+        ident: str,
+        cidr: Cidr,
+        *,
+        is_container: bool = False,
+        no_error_on_unknown: bool = False,
+        timeout: float | None = None,
     ) -> None: ...
     def lookup(self, ident: str, subnet: Subnet | None = None) -> Sequence[Cidr]: ...
     def owned(self) -> Mapping[str, Owned]: ...
     async def free(self, ident: str, address: Address) -> None: ...
     async def delete(self, ident: str) -> None: ...
-    async def prime(self) -> None: ...
+    async def prime(self, *, timeout: float | None = None) -> None: ...
     async def shut_down(self) -> None: ...
     async def take_over(self, peer: str) -> int: ...
 
@@ -86,20 +96,22 @@ class _Handlers:
         return web.Response(text=" ".join(map(str, self._ipam.lookup(request.match_info["ident"], subnet))))
 
     async def allocate(self, request: web.Request) -> web.Response:
-        alive = await _option(request, _ALIVE)
+        form = await form_of(request)
+        alive, limit = _flag(form, _ALIVE), _limit(form)
         subnet = await _answer(self._subnet(request))
-        return web.Response(
-            text=str(await _answer(self._ipam.allocate(request.match_info["ident"], subnet, is_container=alive)))
-        )
+        ident = request.match_info["ident"]
+        given = self._ipam.allocate(ident, subnet, is_container=alive, timeout=limit)
+        return web.Response(text=str(await _answer(given)))
 
     async def claim(self, request: web.Request) -> web.Response:
-        alive, lenient = await _option(request, _ALIVE), await _option(request, _LENIENT)
+        form = await form_of(request)
+        alive, lenient, limit = _flag(form, _ALIVE), _flag(form, _LENIENT), _limit(form)
         try:
             cidr = self._ipam.cidr(_cidr(request))
         except IpamError as error:
             raise HttpError(400, str(error)) from error
         ident = request.match_info["ident"]
-        claim = self._ipam.claim(ident, cidr, is_container=alive, no_error_on_unknown=lenient)
+        claim = self._ipam.claim(ident, cidr, is_container=alive, no_error_on_unknown=lenient, timeout=limit)
         await _answer(claim, "Unable to claim: ")
         return web.Response(status=204)
 
@@ -117,7 +129,7 @@ class _Handlers:
         return web.Response(status=204)
 
     async def ring(self, request: web.Request) -> web.Response:
-        await _answer(self._ipam.prime())
+        await _answer(self._ipam.prime(timeout=_limit(await form_of(request))))
         return web.Response()
 
     async def default_subnet(self, request: web.Request) -> web.Response:
@@ -143,8 +155,24 @@ def _cidr(request: web.Request) -> str:
     return f"{request.match_info['ip']}/{request.match_info['prefixlen']}"
 
 
-async def _option(request: web.Request, name: str) -> bool:
-    return boolean(name, (await form_of(request)).get(name, ["false"])[0])
+Form = Mapping[str, Sequence[str]]
+
+
+def _flag(form: Form, name: str) -> bool:
+    return boolean(name, form.get(name, ["false"])[0])
+
+
+def _limit(form: Form) -> float | None:
+    text = form.get("timeout", [""])[0]
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+        if not 0 < seconds < math.inf:
+            raise ValueError
+    except ValueError:
+        raise HttpError(400, f"unable to parse timeout option: {text!r} is no number of seconds above 0") from None
+    return seconds
 
 
 async def _answer(work: Awaitable[T], prefix: str = "") -> T:

@@ -11,6 +11,7 @@ from weave_py.report import Document
 
 _LABEL = 15
 _CONTAINER = 12
+_SHOWN = 3
 _STATES = ("established", "pending", "retrying", "failed", "connecting")
 
 
@@ -51,14 +52,19 @@ def _router(report: Document) -> str:
 
 
 def _ipam(ipam: Document) -> str:
-    rows = [
+    rows: list[tuple[str, object]] = [
         ("Service", "ipam"),
         ("Status", ipam_status(ipam)),
         ("Range", ipam["Range"]),
         ("DefaultSubnet", ipam["DefaultSubnet"]),
     ]
     # What is wrong and what helps; nothing of it where nothing is.
-    return section(*rows, *(("Problem", problem) for problem in ipam.get("Problems") or ()))
+    rows += [("Dispute", text) for text in ipam.get("Disputes") or ()]
+    waiting = ipam.get("Waiting") or ()
+    rows += [("Waiting", f"{one['Ident']}: {one['Reason']}") for one in waiting[:_SHOWN]]
+    if len(waiting) > _SHOWN:
+        rows.append(("Waiting", f"and {len(waiting) - _SHOWN} more"))
+    return section(*rows)
 
 
 def ipam_status(ipam: Document) -> str:

@@ -20,7 +20,7 @@ from tests.ipam.hub import Hub, hub
 from tests.weave_py import captures
 from tests.weave_py.control import LOG, Captured, free_port, raw
 from tests.weave_py.test_http import ask, parts
-from weave_py import http, http_addresses, http_names, metrics
+from weave_py import http, http_addresses, http_names, metrics, status_text
 
 NOW = 1_795_469_000
 
@@ -139,6 +139,17 @@ async def test_who_hangs_up_gets_no_address() -> None:
             while waiting():
                 await asyncio.sleep(0.01)
         assert "quorum" in str(made.peers[1].report()["Paxos"]).lower()
+
+
+async def test_a_limited_wait_ends_with_its_reason() -> None:
+    async with hub("consensus=3") as made, served(ipam=made.peers[1]) as address:
+        for method, path in [("POST", "/ip/a"), ("PUT", "/ip/a/10.32.0.7/24"), ("GET", "/ring")]:
+            status, text = await ask(address, method, f"{path}?timeout=0.05")
+            assert status == "503 Service Unavailable"
+            assert "2" in text and len(text.splitlines()) == 1
+        assert (await ask(address, "POST", "/ip/a?timeout=soon"))[0] == "400 Bad Request"
+        overview = status_text.overview({**captures.report("idle-single"), "IPAM": made.peers[1].report()})
+        assert "Waiting" not in overview
 
 
 async def test_who_left_the_ring_says_so() -> None:
