@@ -12,13 +12,16 @@ import hashlib
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ipam.ranges import Subnet
 from ipam.wire import decode_state
 from mesh.names import PeerName, format_peer_name
 from weave_py.log import printable
 from weave_py.report import moment
+
+if TYPE_CHECKING:
+    from dns.service import Listed
 
 CHANNEL = "digests"
 SUBJECTS = ("topology", "ring", "names")
@@ -113,12 +116,12 @@ def neighbour_ring(message: bytes, universe: Subnet) -> Digest | None:
     return ring_digest({"Range": str(universe), "Entries": entries})
 
 
-def names_digest(dns: Mapping[str, Any]) -> Digest:
-    """Of the report's object `DNS`: the names that answer. Removed ones are forgotten by each node in its own time."""
+def names_digest(entries: "Iterable[Listed]") -> Digest:
+    """Of the names that answer. Removed ones are forgotten by each node in its own time."""
     return digest(
-        " ".join(str(entry[key]) for key in ("Hostname", "Origin", "ContainerID", "Address", "Version"))
-        for entry in dns["Entries"] or ()
-        if not entry["Tombstone"]
+        f"{entry.hostname} {entry.origin} {entry.container} {entry.address} {entry.version}"
+        for entry in entries
+        if not entry.tombstone
     )
 
 

@@ -25,6 +25,7 @@ from host.bridge import MAX_TAP_MTU, ensure_bridge
 from host.errors import HostError
 from host.tap import TAP_NAME, open_tap
 from ipam.seams import IpamError
+from ipam.service import CHANNEL as IPAM_CHANNEL
 from mesh.config import MeshConfig
 from mesh.names import PeerName, format_peer_name, peer_label
 from mesh.tcp import MeshService, split_peer
@@ -167,10 +168,9 @@ class Daemon:
         sleeve.attach(frames)
         service.attach_overlay(switch)
         port.start(frames.captured, sleeve.flush)
-        agreement = AgreementGossip(
-            hold=self._holding, peers=self._others, uid=uid, readers={"topology": ("topology", self._theirs)}
-        )
         services = self._services(service, name, uid)
+        readers = {"topology": ("topology", self._theirs), IPAM_CHANNEL: ("ring", services.neighbour_ring)}
+        agreement = AgreementGossip(hold=self._holding, peers=self._others, uid=uid, readers=readers)
         self._parts = _Parts(service, sleeve, frames, port, agreement, services)
 
     def _services(self, service: MeshService, name: PeerName, uid: int) -> Services:

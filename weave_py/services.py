@@ -6,7 +6,6 @@ router that is alone must not begin a ring before its operator wants it. Source:
 """
 
 import asyncio
-import hashlib
 import logging
 import random
 import secrets
@@ -23,7 +22,7 @@ from ipam.seams import Address, Cidr, IpamError, JournalError
 from ipam.service import CHANNEL, Ipam
 from mesh.names import PeerName, format_peer_name
 from mesh.tcp import MeshService
-from weave_py.agreement import Digest
+from weave_py.agreement import Digest, names_digest, neighbour_ring, ring_digest
 from weave_py.exposure import ExposeError, Exposure
 from weave_py.log import prefixed
 from weave_py.settings import Settings
@@ -276,25 +275,15 @@ class Services:
         """What all peers should hold alike of ring and names."""
         holding = {}
         if self.ipam is not None:
-            rows = [
-                f"{entry['Token']} {entry['Peer']} {entry['Version']}" for entry in self.ipam.report()["Entries"] or ()
-            ]
-            holding["ring"] = _digest(rows)
+            holding["ring"] = ring_digest(self.ipam.report())
         if self.names is not None:
-            entries = self.names.entries()
-            live = [
-                f"{entry.hostname} {entry.origin} {entry.container} {entry.address} {entry.version}"
-                for entry in entries
-                if not entry.tombstone
-            ]
-            holding["names"] = _digest(live)
+            holding["names"] = names_digest(self.names.entries())
         return holding
 
-
-def _digest(rows: Iterable[str]) -> Digest:
-    ordered = sorted(rows)
-    value = hashlib.blake2b("\n".join(ordered).encode(), digest_size=8).digest()
-    return Digest(int.from_bytes(value), len(ordered))
+    def neighbour_ring(self, message: bytes) -> Digest | None:
+        """What a neighbour's gossip about addresses says of the ring that it holds."""
+        universe = self._settings.ipalloc_range
+        return None if universe is None else neighbour_ring(message, universe)
 
 
 def _addresses(found: Iterable[Attached]) -> dict[str, list[Address]]:

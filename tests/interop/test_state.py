@@ -117,6 +117,27 @@ def test_a_file_of_many_pages() -> None:
         assert len(weave_net.read(path).owned) == 1041
 
 
+def test_a_real_neighbour_holds_the_same() -> None:
+    """Topology and ring of a real router are seen in its gossip, also after addresses were given out on both."""
+    with cluster([2], REAL, ipam=RANGE) as made:
+        made.start_all(3)
+        made.await_links(mesh_links(3))
+        for number in (1, 2, 3):
+            for container in range(5):
+                made.routers[number].post(f"/ip/c{number}{container}")
+
+        def said(number: int) -> dict[str, tuple[list[str], list[str]]]:
+            found = json.loads(made.routers[number].get("/status/agree", "application/json"))
+            return {
+                peer["NickName"]: (peer["Says"], [difference["Subject"] for difference in peer["Differs"]])
+                for peer in found["Peers"]
+            }
+
+        both = ["topology", "ring"]
+        expected: dict[str, tuple[list[str], list[str]]] = {"host2": (both, []), "host3": (both, [])}
+        wait_until("host 1 finds all agreed", lambda: said(1) == expected, 100)
+
+
 def test_digests_pass_a_real_router() -> None:
     """Ours at both ends of a chain hear each other through one that knows nothing of it, and say so of that one."""
     with cluster([2], REAL) as made:

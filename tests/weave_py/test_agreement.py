@@ -6,6 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dns.service import Listed
 from ipam.ranges import Subnet
 from ipam.ring import Entry, Ring
 from ipam.wire import State, encode_state
@@ -97,11 +98,11 @@ def test_the_ring_that_a_neighbour_gossips() -> None:
 
 
 def test_what_counts_of_names() -> None:
-    name = {"Hostname": "a.", "Origin": "02", "ContainerID": "c", "Address": "10.32.0.1", "Version": 0, "Tombstone": 0}
-    gone = {**name, "Hostname": "b.", "Tombstone": 1700000000}
-    assert names_digest({"Entries": [name, gone]}) == names_digest({"Entries": [name]})
-    assert names_digest({"Entries": [{**name, "Address": "10.32.0.2"}]}) != names_digest({"Entries": [name]})
-    assert names_digest({"Entries": None}).count == 0
+    name = Listed("a.weave.local.", TWO, "c", "10.32.0.1", 0, 0)
+    gone = name._replace(hostname="b.weave.local.", tombstone=1_700_000_000)
+    assert names_digest([name, gone]) == names_digest([name])
+    assert names_digest([name._replace(address="10.32.0.2")]) != names_digest([name])
+    assert names_digest([]).count == 0
 
 
 def test_who_differs_since_when() -> None:
