@@ -12,12 +12,16 @@ from random import Random
 
 import atheris
 
-with atheris.instrument_imports(include=["mesh", "overlay", "sleeve", "dns"]):
+with atheris.instrument_imports(include=["mesh", "overlay", "sleeve", "dns", "ipam"]):
     from dns.answers import Answers
     from dns.gossip_wire import Family, decode
     from dns.message import MessageError, parse_query
     from dns.reply import parse_reply
     from dns.table import NameTable
+    from ipam import wire
+    from ipam.merge import merge
+    from ipam.ranges import Subnet
+    from ipam.ring import Ring, RingError
     from mesh import gob
     from mesh.crypto import Opener
     from mesh.errors import ProtocolError
@@ -101,6 +105,18 @@ def _reply(data: bytes) -> None:
     assert reply is None or len(reply.for_client(query, False, 9)) <= 512
 
 
+def _addresses(data: bytes) -> None:
+    universe = Subnet.parse("10.32.0.0/12")
+    ours = Ring(universe).seeded([PeerName(1), PeerName(2)])
+    used = universe.start + 5
+    copy = wire.decode_state(data).ring
+    if copy is not None:
+        merged = merge(ours, copy, PeerName(1), lambda bounds: [used] if bounds.holds(used) else [])
+        merged.ring.check()
+        assert merged.ring.owner(used) == PeerName(1)
+    wire.decode_request(data)
+
+
 READERS: list[Callable[[bytes], object]] = [
     lambda data: _introduce(data, password=False, version=2),
     lambda data: _introduce(data, password=True, version=2),
@@ -118,6 +134,7 @@ READERS: list[Callable[[bytes], object]] = [
     _names,
     _query,
     _reply,
+    _addresses,
 ]
 
 
@@ -127,7 +144,7 @@ def one_input(data: bytes) -> None:
         return
     try:
         READERS[data[0] % len(READERS)](data[1:])
-    except (ProtocolError, DatagramError, MessageError):
+    except (ProtocolError, DatagramError, MessageError, RingError):
         return
 
 

@@ -12,7 +12,7 @@ from tests.vectors import ROOT as VECTORS
 from tests.vectors import load
 
 ROOT = Path(__file__).parents[2]
-READERS = 16
+READERS = 17
 
 
 def seeds(folder: Path) -> Path:
@@ -27,6 +27,8 @@ def seeds(folder: Path) -> Path:
     samples += [bytes.fromhex(case["datagram"]) for case in plain]
     names = json.loads((VECTORS / "dns" / "gossip_messages.json").read_text())["gossip"]
     samples += [bytes.fromhex(message["payload_hex"]) for message in names[:5]]
+    addresses = json.loads((VECTORS / "ipam" / "gossip_messages.json").read_text())["gossip"]
+    samples += [bytes.fromhex(message["payload_hex"]) for message in addresses[5:9]]
     answers = json.loads((VECTORS / "dns" / "dns_answers.json").read_text())["cases"]
     samples += [bytes.fromhex(case[key]) for case in answers for key in ("query_hex", "response_hex")]
     for number, sample in enumerate(samples):

@@ -1,0 +1,135 @@
+"""A peer that was removed while it lived, and other conflicts: faults of allocation, and of nothing else.
+
+Source: IPAM spec §21 (D1-D3, D7, D9).
+"""
+
+from random import Random
+
+import pytest
+
+from ipam.operations import Order
+from tests.ipam.world import IDENTS, SUBNETS, UNIVERSE, Peer, World
+
+
+def together(inits: list[str], seed: int = 1) -> World:
+    world = World(Random(seed), inits)
+    world.settle()
+    world.shares = True
+    return world
+
+
+def taken_over(world: World, victim: Peer, by: Peer) -> None:
+    """An administrator believes that a peer is dead, which is only out of reach."""
+    world.groups = {victim.number: 1}
+    world.core(by).take_over(Order(), f"host{victim.number}")
+    world.pump(by, commit=True)
+    world.groups = {}
+
+
+def settled(world: World, rounds: int = 6) -> None:
+    """Everything is said and heard; that all agree is not asked for."""
+    for _ in range(rounds):
+        world.now += 5
+        for peer in world.living():
+            world.tick(peer)
+            world.commit(peer)
+        for peer in world.living():
+            for other in world.living():
+                if other is not peer:
+                    world.gossip(peer, other)
+        world.flush()
+        for peer in world.living():
+            world.check(peer)
+
+
+def test_what_is_in_use_is_kept_and_nothing_more_is_given() -> None:
+    world = together(["seed=::1,::2"] * 2)
+    one, two = world.peers[1], world.peers[2]
+    world.allocate(one, "c1", UNIVERSE)
+    world.commit(one)
+    world.settle()
+    taken_over(world, one, two)
+    settled(world)
+    ledger = world.core(one).ledger
+    (dispute,) = ledger.disputes()
+    text = ledger.explain(dispute)
+    assert text == (
+        "10.0.0.0-10.0.0.31 is ours, and 00:00:00:00:00:02 says it is theirs: nothing is given out of it."
+        " In use here: 10.0.0.1 (c1); end these and start them again, and they get other addresses"
+    )
+    assert not ledger.space.free
+    assert ledger.space.withheld.size == 31
+    # The other peer ignores what we say, and has it all.
+    assert sum(part.size for part in world.core(two).ledger.ring.ranges_of(two.name)) == UNIVERSE.size
+    # The remedy, as it was told: the container ends and starts again.
+    world.give_back(one, "c1", whole=True)
+    world.allocate(one, "c1", UNIVERSE)
+    world.commit(one)
+    world.settle()
+    assert not ledger.disputes()
+    assert world.held_by(one, "c1")
+
+
+def test_an_idle_peer_gives_way() -> None:
+    world = together(["seed=::1,::2"] * 2)
+    one, two = world.peers[1], world.peers[2]
+    taken_over(world, one, two)
+    world.settle()
+    assert not world.core(one).ledger.disputes()
+    assert world.core(one).ledger.ring.ranges_of(one.name) == []
+    world.allocate(one, "c1", UNIVERSE)
+    world.settle()
+    assert world.held_by(one, "c1")
+
+
+def test_a_dispute_is_known_again_after_a_restart() -> None:
+    world = together(["seed=::1,::2"] * 2)
+    one, two = world.peers[1], world.peers[2]
+    world.allocate(one, "c1", UNIVERSE)
+    world.commit(one)
+    world.settle()
+    taken_over(world, one, two)
+    settled(world)
+    world.die(one)
+    world.start(one)
+    assert world.held_by(one, "c1")
+    settled(world)
+    assert len(world.core(one).ledger.disputes()) == 1
+
+
+def test_of_two_removals_at_once_one_stands() -> None:
+    world = together(["seed=::1,::2,::3"] * 3)
+    one, two, three = world.peers.values()
+    world.groups = {1: 1, 2: 2, 3: 3}
+    for peer in (two, three):
+        world.core(peer).take_over(Order(), "host1", force=True)
+        world.pump(peer, commit=True)
+    world.wipe(one)
+    world.groups = {}
+    world.settle()
+    assert not any(world.core(peer).ledger.disputes() for peer in world.living())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_removal_of_the_living(seed: int) -> None:
+    """Random events before and after: no peer loses what it uses, and when all are gone the rings are one again."""
+    rng = Random(seed)
+    world = World(rng, ["seed=::1,::2,::3"] * 3)
+    world.shares = True
+    for _ in range(150):
+        world.step()
+    world.settle()
+    victim, by = rng.sample(list(world.peers.values()), 2)
+    taken_over(world, victim, by)
+    for _ in range(300):
+        world.step()
+    settled(world)
+    for peer in world.living():
+        for ident in list(world.core(peer).ledger.holders.owned):
+            world.give_back(peer, ident, whole=True)
+        world.commit(peer)
+    world.settle()
+    assert not any(world.core(peer).ledger.disputes() for peer in world.living())
+    for peer in world.living():
+        world.allocate(peer, IDENTS[0], SUBNETS[0])
+    world.settle()
