@@ -129,11 +129,7 @@ class Services:
         except (JournalError, IpamError) as error:
             raise ServiceError(str(error)) from error
         except OSError as error:
-            host, port = self._listen_address() or ("", 0)
-            raise ServiceError(
-                f"Unable to start dns server: listen {host}:{port}: {error.strerror or error}; is there another DNS "
-                "server? Choose --dns-listen-address, or --no-dns"
-            ) from error
+            raise ServiceError(_no_names(self._listen_address() or ("", 0), error)) from error
 
     async def stop(self) -> None:
         """Answer whoever waits, keep what is to be kept."""
@@ -160,7 +156,7 @@ class Services:
             try:
                 await step()
                 said = ""
-            except (HostError, StoreError, ExposeError, IpamError, OSError) as error:
+            except (HostError, StoreError, ExposeError, IpamError, ServiceError, OSError) as error:
                 if str(error) != said:
                     self._log.error("%s; trying again", error)
                 said = str(error)
@@ -217,20 +213,23 @@ class Services:
         ipam = self.ipam
         if ipam is None or not ipam.ready:
             return
-        document = ipam.report()
-        if self._store.lost is not None and not document["PendingClaims"]:
+        if self._store.lost is not None and not ipam.report()["PendingClaims"]:
             self._store.clear_lost()
             self._log.info("The ring is known again, and who holds what on this host")
         if self.names is not None and self.names.address is None:
             await self._serve_names(ipam, self.names)
         if self._settings.no_masq_local:
-            await self._follow_ranges(document)
+            await self._follow_ranges(ipam.report())
 
     async def _serve_names(self, ipam: Ipam, names: NameService) -> None:
         cidrs = ipam.lookup(EXPOSED)
         cidr = cidrs[0] if cidrs else await ipam.allocate(EXPOSED)
         await self._exposure.serve_names(str(cidr))
-        await names.listen((str(cidr.addr), _DNS_PORT))
+        address = (str(cidr.addr), _DNS_PORT)
+        try:
+            await names.listen(address)
+        except OSError as error:
+            raise ServiceError(_no_names(address, error)) from error
         self._log.info("Listening for DNS queries on %s:%d", cidr.addr, _DNS_PORT)
 
     async def _follow_ranges(self, document: Mapping[str, Any]) -> None:
@@ -284,6 +283,14 @@ class Services:
         """What a neighbour's gossip about addresses says of the ring that it holds."""
         universe = self._settings.ipalloc_range
         return None if universe is None else neighbour_ring(message, universe)
+
+
+def _no_names(address: tuple[str, int], error: OSError) -> str:
+    host, port = address
+    return (
+        f"Unable to start dns server: listen {host}:{port}: {error.strerror or error}; is there another DNS server? "
+        "Choose --dns-listen-address, or --no-dns"
+    )
 
 
 def _addresses(found: Iterable[Attached]) -> dict[str, list[Address]]:
