@@ -69,7 +69,9 @@ class Allocator:
             self._log.info("Initialising with persisted data")
             if seeds:
                 self._log.info("Found persisted IPAM data, ignoring supplied IPAM seed")
-        elif self.founding.seeds:
+            return
+        self._log.info("No valid persisted data")
+        if self.founding.seeds:
             self._log.info("Initialising with supplied IPAM seed")
             self.ledger.seed(self.founding.seeds)
         elif self.founding.elector:

@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 from lab.net import inside
-from lab.router import wait_until, weave
+from lab.router import RANGE, wait_until, weave
 from tests.clusters import chain_links, cluster, mesh_links
+from tests.rings import await_one_ring, no_address_twice
 
 
 def test_restarted_in_place() -> None:
@@ -80,3 +81,40 @@ def test_the_doctor() -> None:
         made.start(3, [1], password="another")
         expected = ["connections: the passwords differ: give both the same"]
         wait_until("it is said what is wrong", lambda: findings(3) == expected, 60)
+
+
+def test_a_damaged_file() -> None:
+    """It is moved aside and named. Nothing is given out before the ring is known again; what containers have is kept
+    for them, and names that were registered in the meantime on other hosts are there."""
+    with cluster(ipam=RANGE) as made:
+        first, second = made.start(1, []), made.start(2, [1])
+        made.await_links(mesh_links(2))
+        held = [made.attach(1), made.attach(1, container=3), made.attach(2)]
+        await_one_ring(made)
+        first.stop(kill=True)
+        second.stop()
+        path = first.directory / "weavedata.sqlite"
+        path.write_bytes(b"not what was written" * 1000)
+        for beside in path.parent.glob("weavedata.sqlite-*"):
+            beside.unlink()
+
+        # Alone it knows nothing, and says so.
+        made.start(1, [2])
+        assert [aside.read_bytes()[:8] for aside in path.parent.glob("weavedata.sqlite.*")] == [b"not what"]
+        lost = first.report()["State"]["Lost"]
+        assert "weavedata.sqlite." in lost
+        answer = made.routers[1].ask("POST", "/ip/early?timeout=2")
+        assert answer.status == 503
+        assert lost in made.routers[1].log
+
+        # With the other it knows the ring again; the containers' addresses are theirs.
+        made.start(2, [1])
+        await_one_ring(made)
+        owned = made.routers[1].owned()
+        for container in held[:2]:
+            assert [cidr.partition("/")[0] for cidr in owned[container.namespace]] == container.addresses
+        given = {made.routers[1].allocate(f"late{number}").partition("/")[0] for number in range(20)}
+        assert len(given) == 20
+        assert not given & {address for container in held for address in container.addresses}
+        no_address_twice(made)
+        wait_until("the loss is over", lambda: made.routers[1].report()["State"]["Lost"] is None, 30)
