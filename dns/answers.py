@@ -33,6 +33,7 @@ from dns.message import (
     A,
     Query,
     build_reply,
+    opt_record,
     record,
     reply_flags,
     text_name,
@@ -43,6 +44,7 @@ from dns.table import NameTable
 # The owner of every answer: a pointer to the question's name.
 _ASKED = b"\xc0\x0c"
 _REVERSE4, _REVERSE6 = b"\x07in-addr\x04arpa\0", b"\x03ip6\x04arpa\0"
+_OPT_SIZE = 11
 _ONE_QUESTION = b"\0\1\0\0\0\0\0\0"
 _IN = IN.to_bytes(2, "big")
 
@@ -87,6 +89,8 @@ class Answers:
         self._names = {self.wire}
         # Serial, refresh, retry, expire, and how long "there is none" is remembered: as long as an answer.
         self._soa = self._ns + b"\x0ahostmaster" + wire + struct.pack(">IIIII", 1, 3600, 600, 86400, ttl)
+        # Our OPT records by a client's, without the size in the middle.
+        self._opts = {opt[:3] + opt[5:]: opt for opt in (opt_record(False), opt_record(True))}
         self._single_heads = self._heads_for(NOERROR, 1, 0)
         self._missing_heads = self._heads_for(NXDOMAIN, 0, 1)
         self._missing_ends = tuple(self.wire + rtype.to_bytes(2, "big") + _IN for rtype in (A, AAAA))
@@ -102,17 +106,19 @@ class Answers:
         wire = wire_name(name)
         if wire is not None:
             assert self._v4 is not None and self._v6 is not None
-            if self._v4.addresses(name) or self._v6.addresses(name):
+            if self._v4.has(name) or self._v6.has(name):
                 self._names.add(wire)
             else:
                 self._names -= {wire} - {self.wire}
+        if wire is not None and (self._single or self._ready):
             names = [wire]
             if wire.endswith(self.wire) and wire[0] + 1 + len(self.wire) == len(wire):
                 names.append(wire[: wire[0] + 1] + b"\0")
             for each in names:
                 for rtype in (A, AAAA):
                     self._drop(each + rtype.to_bytes(2, "big") + _IN)
-        self._drop(reverse_name(address, size) + PTR.to_bytes(2, "big") + _IN)
+        if self._single:
+            self._drop(reverse_name(address, size) + PTR.to_bytes(2, "big") + _IN)
 
     def _drop(self, asked: bytes) -> None:
         self._single.pop(asked, None)
@@ -129,12 +135,24 @@ class Answers:
             return None if head is None else datagram[:2] + head + datagram[12:] + single
         ready = self._ready.get(asked)
         if ready is None:
+            if datagram[11:12] == b"\1":
+                return self._quick_edns(datagram)
             return self._quick_missing(datagram, asked)
         head = ready.heads.get(datagram[2:12])
         if head is None:
             return None
         self._shuffle(ready.answers)
         return b"".join((datagram[:2], head, datagram[12:], *ready.answers, ready.authority))
+
+    def _quick_edns(self, datagram: bytes) -> bytes | None:
+        """The answer to a query with a bare OPT record behind it: that of the query without, and ours behind it."""
+        opt = self._opts.get(datagram[-_OPT_SIZE:-8] + datagram[-6:])
+        if opt is None:
+            return None
+        reply = self.quick(datagram[:11] + b"\0" + datagram[12:-_OPT_SIZE])
+        if reply is None or len(reply) + _OPT_SIZE > MIN_SIZE:
+            return None
+        return b"".join((reply[:11], b"\1", reply[12:], opt))
 
     def _quick_missing(self, datagram: bytes, asked: bytes) -> bytes | None:
         """The answer about a name of the domain that nobody has: the commonest of questions, since resolvers search."""

@@ -76,26 +76,46 @@ _DESCRIPTORS = bytes.fromhex(
     "5eff8303010105456e74727901ff84000106010b436f6e7461696e65724944010c0001064f726967696e0106000104416464720106000108"
     "486f73746e616d65010c00010756657273696f6e0104000109546f6d6273746f6e650104000000"
 )
-_MESSAGE_ID = b"\xff\x82"
+# The message's type, and the distance to its first field.
+_MESSAGE_ID = b"\xff\x82\1"
 
 
 def encode(family: Family, message: Message) -> bytes:
     """The message's bytes. Its entries must differ in identity (`dns.entries.merged`)."""
-    if family is Family.V6:
-        entries = [
-            _Entry6(e.container, e.origin, e.address.to_bytes(16, "big"), e.hostname, e.version, e.tombstone)
-            for e in message.entries
-        ]
-        return gob.encode(_V6, _Message6(message.timestamp, entries))
-    value = bytearray(_MESSAGE_ID)
-    if message.timestamp:
-        value += b"\1" + gob.encode_int(message.timestamp)
-    if message.entries:
-        value += (b"\1" if message.timestamp else b"\2") + gob.encode_uint(len(message.entries))
-        for entry in message.entries:
-            value += _fields(entry)
-    value.append(0)
-    return _DESCRIPTORS + gob.encode_bytes(bytes(value))
+    if family is Family.V4:
+        return seal(message.timestamp, encode_entries(message.entries))
+    entries = [
+        _Entry6(e.container, e.origin, e.address.to_bytes(16, "big"), e.hostname, e.version, e.tombstone)
+        for e in message.entries
+    ]
+    return gob.encode(_V6, _Message6(message.timestamp, entries))
+
+
+def encode_entries(entries: Sequence[Entry]) -> bytes:
+    """What entries of `nameserver` add to a message, for `seal`."""
+    if not entries:
+        return b"\0"
+    return b"\1" + gob.encode_uint(len(entries)) + b"".join(map(_fields, entries)) + b"\0"
+
+
+def seal(timestamp: int, entries: bytes) -> bytes:
+    """A message of `nameserver`, of encoded entries; no message is of 1970."""
+    return _DESCRIPTORS + gob.encode_bytes(_MESSAGE_ID + gob.encode_int(timestamp) + entries)
+
+
+def unseal(data: bytes) -> tuple[int, bytes] | None:
+    """A message's time and its encoded entries, uninterpreted; None where it is not of the usual form."""
+    if not data.startswith(_DESCRIPTORS):
+        return None
+    cursor = gob.Cursor(data)
+    cursor.position = len(_DESCRIPTORS)
+    try:
+        if cursor.uint() != cursor.end - cursor.position or not data.startswith(_MESSAGE_ID, cursor.position):
+            return None
+        cursor.position += len(_MESSAGE_ID)
+        return cursor.signed(), data[cursor.position :]
+    except gob.GobError:
+        return None
 
 
 def _fields(entry: Entry) -> bytes:

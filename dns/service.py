@@ -7,17 +7,18 @@ Source: DNS spec §3-§7, §10, §14 (F4, F5, F6).
 
 import asyncio
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from random import Random
 from typing import Any, NamedTuple
 
 from dns.answers import Answers, NotOurs
 from dns.entries import TOMBSTONE_LIFE, Entry
-from dns.forwarder import Forwarder
+from dns.forwarder import BUCKETS, Forwarder
 from dns.gossip_wire import Family
 from dns.journal import Keeper
 from dns.message import FORMERR, MessageError, error_reply, parse_query
@@ -60,11 +61,18 @@ class Listed(NamedTuple):
 
 @dataclass(slots=True)
 class NameFigures:
-    """For metrics: live entries of our own, and counts of what the server did since it started."""
+    """For metrics: live entries of our own and of all, and what the server did since it started.
+
+    `pending`: questions that upstream servers are being asked; `latency`: how many they answered within so many seconds
+    (the last are above all bounds), `latency_sum` the seconds of all answers.
+    """
 
     own: int
     live: int
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int]
+    pending: int
+    latency: list[tuple[float, int]]
+    latency_sum: float
 
 
 def listen_address(text: str) -> tuple[str, int]:
@@ -344,7 +352,9 @@ class NameService:
         """Figures for metrics."""
         own = sum(entry.live for table in (self._v4, self._v6) for entry in table.own())
         live = sum(entry.live for table in (self._v4, self._v6) for entry in table.entries())
-        return NameFigures(own, live, dict(self.counts))
+        forwarder = self._forwarder
+        latency = list(zip((*BUCKETS, math.inf), forwarder.latency, strict=True))
+        return NameFigures(own, live, dict(self.counts), forwarder.pending, latency, forwarder.latency_sum)
 
     # ---
 

@@ -5,6 +5,7 @@ Only we change entries whose origin we are; of others we carry the newest view. 
 so that prepared answers can be dropped. Source: DNS spec §2, §4, §5, §6.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -39,6 +40,7 @@ class NameTable:
         self._by_name: dict[str, dict[Identity, None]] = {}
         self._by_address: dict[int, dict[Identity, None]] = {}
         self._by_origin: dict[PeerName, dict[Identity, None]] = {}
+        self._live: Counter[str] = Counter()
         self._sorted: list[Entry] | None = None
         self.generation = 0
 
@@ -56,6 +58,10 @@ class NameTable:
     def own(self) -> list[Entry]:
         """Those that we registered, tombstones too."""
         return [self._entries[identity] for identity in self._by_origin.get(self._ourself, ())]
+
+    def has(self, name: str) -> bool:
+        """Whether a lower-cased name has an address."""
+        return name in self._live
 
     def addresses(self, name: str) -> list[int]:
         """The addresses of a lower-cased name, one for each live entry, in table order."""
@@ -115,6 +121,9 @@ class NameTable:
                 continue
             received.kept.append(entry)
             known = self._entries.get(entry.identity)
+            if known is None and entry.tombstone and now - entry.tombstone > TOMBSTONE_LIFE:
+                # We have forgotten it already, and so will those who tell of it.
+                continue
             if known is None or entry.beats(known):
                 self._put(entry)
                 received.news.append(entry)
@@ -144,19 +153,20 @@ class NameTable:
 
     def _put(self, entry: Entry) -> None:
         identity = entry.identity
-        if identity not in self._entries:
+        known = self._entries.get(identity)
+        if known is None:
             for index, key in self._indexes(identity):
                 index.setdefault(key, {})[identity] = None
         self._entries[identity] = entry
-        self._note(identity)
+        self._note(identity, entry.live - (known is not None and known.live))
 
     def _remove(self, identity: Identity) -> None:
-        del self._entries[identity]
+        entry = self._entries.pop(identity)
         for index, key in self._indexes(identity):
             del index[key][identity]
             if not index[key]:
                 del index[key]
-        self._note(identity)
+        self._note(identity, -entry.live)
 
     def _indexes(self, identity: Identity) -> Iterable[tuple[dict[object, dict[Identity, None]], object]]:
         return (
@@ -165,7 +175,13 @@ class NameTable:
             (self._by_origin, identity.origin),
         )  # type: ignore[return-value]
 
-    def _note(self, identity: Identity) -> None:
+    def _note(self, identity: Identity, lives: int) -> None:
+        """Something changed; `lives` is by how much the number of live entries did."""
+        name = identity.hostname.lower()
+        if lives:
+            self._live[name] += lives
+            if not self._live[name]:
+                del self._live[name]
         self.generation += 1
         self._sorted = None
-        self._changed(identity.hostname.lower(), identity.address)
+        self._changed(name, identity.address)

@@ -153,6 +153,7 @@ class _Connection(asyncio.Protocol):
             self._left -= 1
             self._waiting += 1
             self._last = self._loop.time()
+            self._server.counts["tcp-queries"] += 1
             self._server.ask(query, TcpClient(self))
         if not self._left:
             received.clear()

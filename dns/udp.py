@@ -94,6 +94,7 @@ class UdpServer:
                 # An answer's ICMP error: that client is gone.
                 self._counts["receive-error"] += 1
             return
+        self._counts["udp-queries"] += len(datagrams)
         for number, datagram in enumerate(datagrams):
             reply = quick(datagram)
             if reply is None:
@@ -113,6 +114,7 @@ class UdpServer:
             except OSError:
                 self._counts["receive-error"] += 1
                 continue
+            self._counts["udp-queries"] += 1
             ancillary = [_asked_address(level, kind, value) for level, kind, value in received]
             reply = self._quick(datagram)
             if reply is None:

@@ -147,6 +147,32 @@ def test_an_entry_that_comes_twice_in_a_message_counts_once() -> None:
     assert [(e.version, e.tombstone) for e in message[1]] == [(1, NOW)]
 
 
+def test_what_is_known_is_no_news_however_often_it_is_said() -> None:
+    scenario = Scenario(cases("entry_operations.json")[0])
+    entry = Entry("a.weave.local.", OTHER, "c", 1)
+
+    def hear(seconds: int, *said: Entry) -> tuple[int, list[Entry]] | None:
+        return shown(scenario.channel.on_gossip(encode(Family.V4, Message(NOW + seconds, list(said)))))
+
+    assert hear(0, entry) == (NOW, [entry])
+    for seconds in range(5):
+        assert hear(seconds, entry) is None
+    scenario.channel.peer_gone(OTHER)
+    assert hear(6, entry) == (NOW, [entry])
+    stranger = entry._replace(origin=PeerName(77))
+    for _ in range(3):
+        assert hear(7, stranger) is None
+    scenario.known.add(PeerName(77))
+    assert hear(8, stranger) == (NOW, [stranger]), "it was a stranger's before"
+
+
+def test_a_tombstone_that_was_forgotten_stays_so() -> None:
+    scenario = Scenario(cases("entry_operations.json")[0])
+    old = Entry("a.weave.local.", OTHER, "c", 1, 1, NOW - 1801)
+    assert scenario.table.receive([old], NOW).news == []
+    assert scenario.table.receive([old._replace(tombstone=NOW - 1800)], NOW).news != []
+
+
 @pytest.mark.parametrize("skew", [MAX_SKEW + 1, -MAX_SKEW - 1, -(10**9)])
 def test_a_wrong_clock_costs_the_message_and_nothing_else(skew: int) -> None:
     scenario = Scenario(cases("entry_operations.json")[0])

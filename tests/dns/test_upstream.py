@@ -109,6 +109,9 @@ async def test_questions_reach_a_real_server_and_come_back() -> None:
             assert (len(many.rr) == 60, many.header.tc) == (tcp, not tcp)
         assert node.service.upstream() == list(settings.upstream)
         assert upstream.asked >= 3
+        figures = node.service.metrics()
+        assert (sum(count for _, count in figures.latency), figures.pending) == (figures.counts["forwarded"], 0)
+        assert figures.counts["tcp-queries"] == 1
         # Nothing of ours is asked there, nor what is short for it.
         node.service.add("web.weave.local", "c1", "10.32.0.1")
         before = upstream.asked
