@@ -6,6 +6,7 @@ order views meet. An address of 32 bits is an integer, as is one of 128; a table
 Source: DNS spec §2, §4.
 """
 
+import hashlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -44,6 +45,12 @@ class Entry(NamedTuple):
     @property
     def live(self) -> bool:
         return not self.tombstone
+
+    @property
+    def fingerprint(self) -> int:
+        """64 bits of what it says, but for a removal."""
+        text = f"{self.hostname} {self.origin} {self.container} {self.address} {self.version}"
+        return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
     def beats(self, other: "Entry") -> bool:
         """Whether this view of an entry replaces the other."""

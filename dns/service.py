@@ -317,6 +317,15 @@ class NameService:
             listed.sort(key=lambda pair: (pair[0].hostname.lower(), pair[0].origin, pair[0].container))
         return [Listed(e.hostname, e.origin, e.container, text, e.version, e.tombstone) for e, text in listed]
 
+    def digest(self) -> tuple[int, int]:
+        """64 bits of all names that answer, alike wherever they are the same, and how many they are.
+
+        Removed ones do not count: each node forgets them in its own time.
+        """
+        # Addresses of the two families would be the same numbers.
+        value = self._v4.digest + 3 * self._v6.digest
+        return value & 0xFFFFFFFFFFFFFFFF, self._v4.live + self._v6.live
+
     def report(self) -> dict[str, Any]:
         """The report's `DNS` object."""
         host, port = self.address or ("", 0)

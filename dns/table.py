@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from dns.entries import TOMBSTONE_LIFE, Entry, Identity, is_below, merged, qualified, table_order
 from mesh.names import PeerName
 
+_MASK = (1 << 64) - 1
 Changed = Callable[[str, int], None]
 
 
@@ -43,6 +44,9 @@ class NameTable:
         self._live: Counter[str] = Counter()
         self._sorted: list[Entry] | None = None
         self.generation = 0
+        # Of the names that answer: how many, and the sum of their fingerprints, which knows no order.
+        self.live = 0
+        self.digest = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -157,11 +161,14 @@ class NameTable:
         if known is None:
             for index, key in self._indexes(identity):
                 index.setdefault(key, {})[identity] = None
+        self._count(known, -1)
         self._entries[identity] = entry
+        self._count(entry, 1)
         self._note(identity, entry.live - (known is not None and known.live))
 
     def _remove(self, identity: Identity) -> None:
         entry = self._entries.pop(identity)
+        self._count(entry, -1)
         for index, key in self._indexes(identity):
             del index[key][identity]
             if not index[key]:
@@ -174,6 +181,11 @@ class NameTable:
             (self._by_address, identity.address),
             (self._by_origin, identity.origin),
         )  # type: ignore[return-value]
+
+    def _count(self, entry: Entry | None, sign: int) -> None:
+        if entry is not None and entry.live:
+            self.live += sign
+            self.digest = (self.digest + sign * entry.fingerprint) & _MASK
 
     def _note(self, identity: Identity, lives: int) -> None:
         """Something changed; `lives` is by how much the number of live entries did."""

@@ -12,16 +12,13 @@ import hashlib
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ipam.ranges import Subnet
 from ipam.wire import decode_state
 from mesh.names import PeerName, format_peer_name
 from weave_py.log import printable
 from weave_py.report import moment
-
-if TYPE_CHECKING:
-    from dns.service import Listed
 
 CHANNEL = "digests"
 SUBJECTS = ("topology", "ring", "names")
@@ -114,15 +111,6 @@ def neighbour_ring(message: bytes, universe: Subnet) -> Digest | None:
         for entry, span in copy.over(universe).divided()
     ]
     return ring_digest({"Range": str(universe), "Entries": entries})
-
-
-def names_digest(entries: "Iterable[Listed]") -> Digest:
-    """Of the names that answer. Removed ones are forgotten by each node in its own time."""
-    return digest(
-        f"{entry.hostname} {entry.origin} {entry.container} {entry.address} {entry.version}"
-        for entry in entries
-        if not entry.tombstone
-    )
 
 
 @dataclass(slots=True)

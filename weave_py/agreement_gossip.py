@@ -27,7 +27,7 @@ Reader = Callable[[bytes], Digest | None]
 class AgreementGossip:
     """A user of the channel (`mesh.seams.Gossiper`).
 
-    `hold` tells what we hold, by subject (`Digest` of the topology, `agreement.ring_digest`, `agreement.names_digest`);
+    `hold` tells what we hold, by subject (the topology's and the names' own digests, `agreement.ring_digest`);
     a subject that is not used is left out. `peers` tells name and nickname of everybody else in the topology. `uid` is
     the one that the mesh announces. `readers`, by the channel, find in gossip of a neighbour what it holds of a subject
     (`{"IPallocation": ("ring", lambda message: neighbour_ring(message, universe))}`); None: the message does not tell.

@@ -22,7 +22,7 @@ from ipam.seams import Address, Cidr, IpamError, JournalError
 from ipam.service import CHANNEL, Ipam
 from mesh.names import PeerName, format_peer_name
 from mesh.tcp import MeshService
-from weave_py.agreement import Digest, names_digest, neighbour_ring, ring_digest
+from weave_py.agreement import Digest, neighbour_ring, ring_digest
 from weave_py.exposure import ExposeError, Exposure
 from weave_py.log import prefixed
 from weave_py.settings import Settings
@@ -276,7 +276,7 @@ class Services:
         if self.ipam is not None:
             holding["ring"] = ring_digest(self.ipam.report())
         if self.names is not None:
-            holding["names"] = names_digest(self.names.entries())
+            holding["names"] = Digest(*self.names.digest())
         return holding
 
     def neighbour_ring(self, message: bytes) -> Digest | None:

@@ -230,8 +230,26 @@ def test_views_meet_in_any_order_to_the_same_end(messages: list[list[Entry]], rn
         table = Scenario(cases("entry_operations.json")[0]).table
         for message in order:
             assert len({e.identity for e in table.receive(message, NOW).news}) <= len(message)
-        tables.append(table.entries())
+        tables.append((table.entries(), table.live, table.digest))
     assert tables[0] == tables[1] == tables[2]
+    live = [entry for entry in tables[0][0] if entry.live]
+    assert tables[0][1:] == (len(live), sum(entry.fingerprint for entry in live) % 2**64)
+
+
+def test_the_digest_is_of_the_names_that_answer() -> None:
+    scenario = Scenario(cases("entry_operations.json")[0])
+    table = scenario.table
+    table.add("a.weave.local", "c1", 1)
+    one = table.digest
+    assert one != 0
+    table.add("b.weave.local", "c1", 1)
+    assert (table.live, table.digest != one) == (2, True)
+    table.delete(NOW, hostname="b.weave.local")
+    assert (table.live, table.digest) == (1, one)
+    table.purge(NOW + 10_000)
+    assert (len(table), table.live, table.digest) == (1, 1, one)
+    table.peer_gone(table.entries()[0].origin)
+    assert (table.live, table.digest) == (0, 0)
 
 
 @given(views)

@@ -6,7 +6,6 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dns.service import Listed
 from ipam.ranges import Subnet
 from ipam.ring import Entry, Ring
 from ipam.wire import State, encode_state
@@ -19,7 +18,6 @@ from weave_py.agreement import (
     decode,
     digest,
     encode,
-    names_digest,
     neighbour_ring,
     ring_digest,
     text,
@@ -95,14 +93,6 @@ def test_the_ring_that_a_neighbour_gossips() -> None:
     assert said == ring_digest({"Range": "10.0.0.0/24", "Entries": entries})
     assert neighbour_ring(encode_state(State(now=1)), universe) is None
     assert neighbour_ring(encode_state(State(now=1), ring, TWO), Subnet.parse("10.0.0.0/23")) is None
-
-
-def test_what_counts_of_names() -> None:
-    name = Listed("a.weave.local.", TWO, "c", "10.32.0.1", 0, 0)
-    gone = name._replace(hostname="b.weave.local.", tombstone=1_700_000_000)
-    assert names_digest([name, gone]) == names_digest([name])
-    assert names_digest([name._replace(address="10.32.0.2")]) != names_digest([name])
-    assert names_digest([]).count == 0
 
 
 def test_who_differs_since_when() -> None:
