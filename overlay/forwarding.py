@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mesh.names import PeerName, format_peer_name, peer_label
-from overlay.frames import ETHERNET_HEADER, is_special
+from overlay.frames import ETHERNET_HEADER, frames_of, is_special
 from overlay.mac import Learned, MacTable
 from overlay.seams import Bridge, Topology
 from overlay.table import TableWriter
@@ -45,7 +45,7 @@ class _LineBudget:
 
 
 class FrameRouter:
-    """The frame router of one node (`overlay.seams.FrameSink`). `clock` gives monotonic seconds.
+    """The frame router of one node (`overlay.seams.FrameSink`). `clock` gives monotonic seconds; frames may be runs.
 
     `writer` keeps a table in step by which most frames are forwarded without coming here.
     """
@@ -124,7 +124,7 @@ class FrameRouter:
             return
         self._learn_remote(frame[6:12], source)
         self._bridge.inject(frame)
-        self.counts["injected"] += 1
+        self.counts["injected"] += len(frames_of(frame))
         target = frame[:6]
         if target[0] & _GROUP or self.macs.owner(target) != self._ourself:
             self._flood(source, frame)

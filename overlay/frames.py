@@ -16,6 +16,26 @@ _MIN_IPV4 = 20
 _DF = 0x40
 
 
+class Run(bytes):
+    """Frames of one flow in order, which go the same way: as bytes it is the first of them, the longest."""
+
+    frames: list[bytes]
+
+    @classmethod
+    def of(cls, frames: list[bytes]) -> bytes:
+        """A run, or the only frame."""
+        if len(frames) == 1:
+            return frames[0]
+        made = cls(frames[0])
+        made.frames = frames
+        return made
+
+
+def frames_of(frame: bytes) -> list[bytes]:
+    """All frames of a run, or the one that it is."""
+    return frame.frames if isinstance(frame, Run) else [frame]
+
+
 def is_special(frame: bytes) -> bool:
     """Whether all of the Ethernet header is zero: such frames are the data paths' own."""
     return frame.startswith(_SPECIAL)

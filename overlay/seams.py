@@ -66,7 +66,7 @@ class Forwarder(Protocol):
         """Whether a frame between these two peers can be carried (fastdp needs short ids)."""
 
     def send(self, source: PeerName, destination: PeerName, frame: bytes, broadcast: bool) -> None:
-        """Carry a frame captured at `source` on its way to `destination` over this link. Never raises."""
+        """Carry a frame captured at `source`, or a `Run`, on its way to `destination` over this link. Never raises."""
 
     def attrs(self) -> Mapping[str, AttrValue]:
         """`name`, `mtu`, `encrypted` only when True; further keys may follow."""
@@ -90,17 +90,17 @@ class FrameSink(Protocol):
     """The frame router, as data paths and the capture device call it."""
 
     def captured(self, frame: bytes) -> None:
-        """A frame came from the local bridge."""
+        """A frame, or a `Run` of them, came from the local bridge."""
 
     def received(self, source: PeerName, destination: PeerName, frame: bytes) -> None:
-        """A frame came from a link: captured at `source`, on its way to `destination`."""
+        """A frame, or a `Run`, came from a link: captured at `source`, on its way to `destination`."""
 
 
 class Bridge(Protocol):
     """The local bridge, as the frame router sees it: the TAP port."""
 
     def inject(self, frame: bytes) -> None:
-        """Put a frame on the bridge. Never raises, never blocks: a full queue drops and counts."""
+        """Put a frame, or a `Run`, on the bridge. Never raises, never blocks: a full queue drops and counts."""
 
 
 class ForwardingTable(Protocol):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from mesh.names import PeerName, peer_label
 from mesh.seams import AttrValue, ConnectionParams, OverlayError
-from overlay.frames import ETHERNET_HEADER, ipv4_header, is_ipv6, is_special
+from overlay.frames import ETHERNET_HEADER, frames_of, ipv4_header, is_ipv6, is_special
 from overlay.icmp import frag_needed, packet_too_big
 from overlay.seams import ForwarderEvents, FrameSink, Topology
 from sleeve.datagram import FRAME_OVERHEAD, DatagramError
@@ -106,25 +106,29 @@ class SleeveForwarder:
             return
         header = ipv4_header(frame)
         mtu = self.mtu.mtu
-        fits = len(frame) <= mtu + ETHERNET_HEADER
+        fitting = mtu + ETHERNET_HEADER
+        fits = len(frame) <= fitting
         if header is None:
             if not fits and not broadcast and is_ipv6(frame):
-                self._answer(source, destination, packet_too_big(frame, mtu))
+                for each in frames_of(frame):
+                    self._answer(source, destination, packet_too_big(each, mtu) if len(each) > fitting else None)
             channel.send(source, destination, frame, df=False)
         elif header.df:
-            if fits:
-                channel.send(source, destination, frame, df=True)
-            elif broadcast:
-                channel.note("too-big-broadcast")
-            else:
-                self._answer(source, destination, frag_needed(frame, mtu))
+            for each in (frame,) if fits else frames_of(frame):
+                if len(each) <= fitting:
+                    channel.send(source, destination, each, df=True)
+                elif broadcast:
+                    channel.note("too-big-broadcast")
+                else:
+                    self._answer(source, destination, frag_needed(each, mtu))
         elif self.link.fragments_pass:
             channel.send(source, destination, frame, df=False)
         elif fits:
             channel.send(source, destination, frame, df=True)
         else:
-            for piece in fragment(frame, mtu):
-                channel.send(source, destination, piece, df=True)
+            for each in frames_of(frame):
+                for piece in fragment(each, mtu) if len(each) > fitting else (each,):
+                    channel.send(source, destination, piece, df=True)
 
     def _answer(self, source: PeerName, destination: PeerName, answer: bytes | None) -> None:
         """An ICMP error travels as if the frame's destination had sent it."""

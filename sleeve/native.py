@@ -8,7 +8,6 @@ here: they are `datapath.py`'s and the frame router's. Source: data plane spec Â
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import socket
 import threading
@@ -23,7 +22,7 @@ from sleeve.datagram import PLAIN_OVERHEAD, SEALED_OVERHEAD, DatagramError
 from sleeve.datapath import SleeveForwarder
 from sleeve.link import Address
 from sleeve.path import ChannelEvents
-from sleeve.tap import TapPort
+from sleeve.tap import TCP_OFFLOADS, UDP_OFFLOADS, TapPort
 from sleeve.udp import path_mtu, sending_twin, udp_sockets
 
 _SESSION_COUNTS = (
@@ -40,11 +39,6 @@ _CORE_COUNTS = (
 _EVENT_RINGS = (lib.EVENTS_PYTHON, lib.EVENTS_TX, lib.EVENTS_RX)
 _FRAME_RINGS = (lib.FRAMES_TX, lib.FRAMES_RX)
 _TURN = 64
-# <linux/if_tun.h>
-_TUNSETOFFLOAD = 0x400454D0
-_TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_USO4, _TUN_F_USO6 = 0x01, 0x02, 0x04, 0x20, 0x40
-_TCP_OFFLOADS = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6
-_UDP_OFFLOADS = _TUN_F_USO4 | _TUN_F_USO6
 
 
 def _number(name: str) -> int:
@@ -195,18 +189,8 @@ class NativeTap(TapPort):
         self._path = path
 
     def start(self, captured: Callable[[bytes], None], batch_done: Callable[[], None]) -> None:
-        merge_udp = self._offloads()
-        self._path.capture(self._descriptor, merge_udp, captured)
-
-    def _offloads(self) -> bool:
-        """Ask for frames unfinished, as far as the kernel knows them; whether it takes merged UDP."""
-        for flags in (_TCP_OFFLOADS | _UDP_OFFLOADS, _TCP_OFFLOADS, 0):
-            try:
-                fcntl.ioctl(self._descriptor, _TUNSETOFFLOAD, flags)
-            except OSError:
-                continue
-            return bool(flags & _UDP_OFFLOADS)
-        return False
+        offloads = self.ask_for(TCP_OFFLOADS | UDP_OFFLOADS, TCP_OFFLOADS, 0)
+        self._path.capture(self._descriptor, bool(offloads & UDP_OFFLOADS), captured)
 
     def close(self) -> None:
         os.close(self._descriptor)

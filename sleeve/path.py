@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from mesh.names import NAME_SIZE, PeerName, peer_name_to_bytes
-from overlay.frames import is_special
+from overlay.frames import frames_of, is_special
 from overlay.seams import Bridge, ForwardingTable, FrameSink
 from sleeve.datagram import (
     FRAME_OVERHEAD,
@@ -27,6 +27,7 @@ from sleeve.datagram import (
     frame_header,
 )
 from sleeve.link import Address
+from sleeve.offload import Joiner
 from sleeve.pmtu import UNKNOWN_PAYLOAD
 from sleeve.tap import TapPort
 from sleeve.udp import MAX_RUN, MAX_SEGMENTS, Origin, UdpSocket, udp_sockets
@@ -176,6 +177,8 @@ class PlainChannel:
         self._queues = {True: _Queue(), False: _Queue()}
         self._trouble: str | None = None
         self._closed = False
+        self._joiner = Joiner()
+        self._ends = (peer, peer)
 
     def listen(self) -> None:
         self._path.register(self)
@@ -204,16 +207,17 @@ class PlainChannel:
     # --- out ---
 
     def send(self, source: PeerName, destination: PeerName, frame: bytes, df: bool) -> None:
-        size = FRAME_OVERHEAD + len(frame)
-        if self._closed or self.overhead + size > UNKNOWN_PAYLOAD:
-            self.counts["closed" if self._closed else "too-big-for-datagram"] += 1
-            return
         queue = self._queues[df]
-        if queue.frames and (self.overhead + queue.size + size > self._max_payload or queue.frames >= _MAX_FRAMES):
-            self._finish(queue, df)
-        queue.parts += (frame_header(source, destination, len(frame)), frame)
-        queue.size += size
-        queue.frames += 1
+        for each in frames_of(frame):
+            size = FRAME_OVERHEAD + len(each)
+            if self._closed or self.overhead + size > UNKNOWN_PAYLOAD:
+                self.counts["closed" if self._closed else "too-big-for-datagram"] += 1
+                return
+            if queue.frames and (self.overhead + queue.size + size > self._max_payload or queue.frames >= _MAX_FRAMES):
+                self._finish(queue, df)
+            queue.parts += (frame_header(source, destination, len(each)), each)
+            queue.size += size
+            queue.frames += 1
         self._path.waiting(self)
 
     def send_alone(self, source: PeerName, destination: PeerName, frame: bytes, df: bool) -> None:
@@ -283,12 +287,22 @@ class PlainChannel:
                 counts["frames-in"] += 1
                 if is_special(frame):
                     self._events.special(source, destination, frame, sender)
-                else:
-                    sink.received(source, destination, frame)
+                    continue
+                if (source, destination) != self._ends:
+                    self.deliver(sink)
+                    self._ends = (source, destination)
+                for complete in self._joiner.push(frame):
+                    sink.received(source, destination, complete)
         except DatagramError as error:
             counts["malformed"] += 1
             if worth_saying(counts["malformed"]):
                 self._events.malformed(error, sender, counts["malformed"])
+
+    def deliver(self, sink: FrameSink) -> None:
+        """Hand on what waits for frames to go on with."""
+        complete = self._joiner.pull()
+        if complete is not None:
+            sink.received(*self._ends, complete)
 
 
 class PlainPath:
@@ -304,9 +318,10 @@ class PlainPath:
         self._sink: FrameSink | None = None
         self._channels: dict[bytes, PlainChannel] = {}
         self._waiting: set[PlainChannel] = set()
+        self._delivering: set[PlainChannel] = set()
         self._scheduled = False
         self._sockets = [
-            UdpSocket(loop, sock, self._received, self.flush, self.counts) for sock in udp_sockets(host, port)
+            UdpSocket(loop, sock, self._received, self._batch_done, self.counts) for sock in udp_sockets(host, port)
         ]
 
     def port(self, descriptor: int) -> TapPort:
@@ -363,3 +378,9 @@ class PlainPath:
             self.counts["unknown-sender"] += 1
         else:
             channel.received(datagram, sender, self._sink)
+            self._delivering.add(channel)
+
+    def _batch_done(self) -> None:
+        while self._delivering and self._sink is not None:
+            self._delivering.pop().deliver(self._sink)
+        self.flush()

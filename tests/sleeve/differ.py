@@ -1,11 +1,11 @@
-"""The core beside plain Python: the same garbage and half-garbage to both, and what comes out must be the same.
+"""The core beside plain Python: the same garbage and half-garbage to each, and what comes out must be the same.
 
     python -m tests.sleeve.differ --seconds 300 --seed 1
     python -m tests.sleeve.differ --core DIR            a core built elsewhere, with sanitizers for example
 
-Two whole nodes (`tests.sleeve.stacks`) get the same datagrams of peers and strangers, and frames of the TAP, of which
-the core's are unfinished ones. Compared: frames on the bridge and at each neighbour, with their path and in the order
-of their flow; and the counts. What is drawn depends on the seed alone.
+Three whole nodes (`tests.sleeve.stacks`: plain Python without offloads, the core, plain Python with them) get the same
+datagrams of peers and strangers, and frames of the TAP, finished ones or not. Compared: frames on the bridge and at
+each neighbour, with their path and in the order of their flow; and the counts. What is drawn depends on the seed alone.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 
 from mesh.names import PeerName
 from sleeve.datagram import frame_header
-from tests.sleeve.offload import Packet, Vnet, cut, ones_complement
+from tests.sleeve.offload import UDP, Packet, Vnet, cut, ones_complement
 
 if TYPE_CHECKING:
-    from tests.sleeve.stacks import Stack
+    from tests.sleeve.stacks import Sent, Stack
 
 _EDGES = (0, 1, 2, 13, 14, 15, 20, 33, 34, 54, 59, 60, 64, 255, 256, 1386, 1400, 1414, 1415, 9000, 65463, 65487, 65535)
 
@@ -42,16 +42,17 @@ class Differ:
         passing = self.random.random() < 0.7
         self.plain = stacks.Stack("python", fragments_pass=passing)
         self.core = stacks.Stack("native", fragments_pass=passing)
+        self.joining = stacks.Stack("python", fragments_pass=passing, offloads=True)
         self.macs = [stacks.LOCAL, stacks.LOCAL2, stacks.REMOTE, stacks.FAR, stacks.STRANGER, b"\xff" * 6]
         self.macs += [bytes(6), b"\x01\x80\xc2\0\0\0", b"\x33\x33\0\0\0\1"]
         self.kept: list[tuple[int, bytes]] = []
 
     def close(self) -> None:
-        self.plain.close()
-        self.core.close()
+        for stack in self.all():
+            stack.close()
 
-    def both(self) -> tuple["Stack", "Stack"]:
-        return self.plain, self.core
+    def all(self) -> tuple["Stack", "Stack", "Stack"]:
+        return self.plain, self.core, self.joining
 
     # --- what is drawn ---
 
@@ -95,7 +96,7 @@ class Differ:
         made = bytearray(self.packet(destination, source, self.size() % 9000).octets())
         if random.random() < 0.15:
             for _ in range(random.randrange(1, 4)):
-                made[random.randrange(len(made))] ^= 1 << random.randrange(8)
+                made[random.randrange(14 if self.calm else 0, len(made))] ^= 1 << random.randrange(8)
         if random.random() < 0.05:
             made += bytes(random.randrange(1, 30))
         if random.random() < 0.05:
@@ -154,7 +155,7 @@ class Differ:
         random = self.random
         df = random.random() < 0.5
         datagram = b""
-        for stack in self.both():
+        for stack in self.all():
             datagram = stack.ears[peer].session.seal(body, df)
         draw = random.random()
         if draw < 0.1 and not (self.calm and self.stacks.NEIGHBOURS[peer] is None):
@@ -168,7 +169,7 @@ class Differ:
             datagram = random.choice([kept for of, kept in self.kept if of == peer])
         elif draw < 0.25:
             self.kept = [*self.kept[-20:], (peer, datagram)]
-        for stack in self.both():
+        for stack in self.all():
             stack.ears[peer].send_raw(datagram)
 
     def captures(self) -> None:
@@ -191,12 +192,18 @@ class Differ:
             self._capture(Vnet.read(raw), raw[Vnet.SIZE :])
 
     def _capture(self, head: Vnet, frame: bytes) -> None:
-        self.core.tap.send(head.octets() + frame)
-        if not self.calm:
-            self.core.settle()
+        for stack in (self.core, self.joining):
+            if stack is self.core or head.gso_type != UDP:
+                stack.tap.send(head.octets() + frame)
+            else:
+                # Plain Python asks the kernel for no such frames.
+                for piece in cut(head, frame):
+                    stack.tap.send(Vnet().octets() + piece)
+            # At most so much is read at a time.
+            if stack is self.joining or not self.calm:
+                stack.settle()
         for piece in cut(head, frame):
             self.plain.tap.send(Vnet().octets() + piece)
-            # The plain node reads at most so much at a time.
             self.plain.settle()
 
     def step(self) -> None:
@@ -205,27 +212,41 @@ class Differ:
             self.datagrams()
         else:
             self.captures()
-        for stack in self.both():
+        for stack in self.all():
             stack.settle()
-        plain, core = ([_settled(frame) for frame in stack.injected()] for stack in self.both())
-        assert Counter(core) == Counter(plain), _difference("bridge", core, plain)
-        assert _by_flow(core) == _by_flow(plain), "the order of a flow on the bridge"
-        sent, sent_plain = self.core.heard(), self.plain.heard()
-        assert Counter(sent) == Counter(sent_plain), _difference("neighbours", sent, sent_plain)
-        assert self.core.counts == self.plain.counts, (self.core.counts, self.plain.counts)
+        plain, core, joining = ([_settled(frame) for frame in stack.injected()] for stack in self.all())
+        sent, core_sent, joining_sent = (stack.heard() for stack in self.all())
+        self._same("core", self.core, core, plain, core_sent, sent)
+        self._same("joining", self.joining, joining, plain, joining_sent, sent)
+
+    def _same(
+        self,
+        who: str,
+        stack: "Stack",
+        bridge: list[bytes],
+        plain: list[bytes],
+        sent: "list[Sent]",
+        expected: "list[Sent]",
+    ) -> None:
+        assert Counter(bridge) == Counter(plain), _difference(f"{who}, bridge", bridge, plain)
+        assert _by_flow(bridge) == _by_flow(plain), f"{who}: the order of a flow on the bridge"
+        assert Counter(sent) == Counter(expected), _difference(f"{who}, neighbours", sent, expected)
+        assert stack.counts == self.plain.counts, (who, stack.counts, self.plain.counts)
         for mac, owner, _ in self.plain.router.macs.rows():
-            assert self.core.router.macs.owner(mac) == owner, mac.hex(":")
-        assert len(self.core.router.macs) == len(self.plain.router.macs)
+            assert stack.router.macs.owner(mac) == owner, f"{who}: {mac.hex(':')}"
+        assert len(stack.router.macs) == len(self.plain.router.macs)
 
     def junk(self) -> None:
         """Virtio-net headers that no kernel writes: they must cost nothing but themselves."""
         random = self.random
         kinds, numbers = [random.choice((0, 1, 5, 0x80, 0x84)) for _ in "12"], [random.choice(_EDGES) for _ in "1234"]
         head = Vnet(*kinds, *numbers)
-        self.core.tap.send(head.octets()[: random.choice((3, 10, 10, 10))] + self.frame(self.macs[2], self.macs[0]))
-        self.core.settle()
-        self.core.injected()
-        self.core.heard()
+        frame = head.octets()[: random.choice((3, 10, 10, 10))] + self.frame(self.macs[2], self.macs[0])
+        for stack in (self.core, self.joining):
+            stack.tap.send(frame)
+            stack.settle()
+            stack.injected()
+            stack.heard()
 
 
 def _settled(frame: bytes) -> bytes:

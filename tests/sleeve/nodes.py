@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mesh.names import PeerName
 from mesh.seams import ConnectionParams
+from overlay.frames import frames_of
 from sleeve.datapath import SleeveDataPath, SleeveForwarder
 from sleeve.path import PacketPath, PlainPath
 from tests.namespaces import namespace, run, within
@@ -91,7 +92,7 @@ class Node:
         raise AssertionError("nothing is captured here")
 
     def received(self, source: PeerName, destination: PeerName, frame: bytes) -> None:
-        self.frames.append((source, destination, frame))
+        self.frames += [(source, destination, each) for each in frames_of(frame)]
 
     # What the switch and the mesh would be.
 
