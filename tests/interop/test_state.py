@@ -90,6 +90,49 @@ def test_there_and_back() -> None:
         store.close()
 
 
+def test_a_node_moves_over_and_back() -> None:
+    """Real, ours, real again on the same host, while its neighbour is real all along: what each gave out stays."""
+    with cluster([1, 2], REAL, ipam=RANGE) as made:
+        made.start(1, [2])
+        made.start(2, [1])
+        made.await_links(mesh_links(2))
+        given = {ident: made.routers[2].allocate(ident) for ident in ("a", "b")}
+        made.routers[1].allocate("other")
+        wait_until("one ring", lambda: ring(made.routers[1]) == ring(made.routers[2]) != [], 30)
+        divided = ring(made.routers[1])
+        assert made.routers[2].stop() == 0
+
+        made.foreign = frozenset({1})
+        ours = made.start(2, [1])
+        made.await_links(mesh_links(2))
+        assert f"Took over the state of Weave Net from {prefix(ours)}data.db" in ours.log
+        assert owned(ours) == {ident: [cidr] for ident, cidr in given.items()}
+        assert ring(ours) == divided
+        given["c"] = ours.allocate("c")
+        ours.ask("DELETE", "/ip/a")
+        del given["a"]
+        assert ours.stop() == 0
+        assert ours.weave("hand-back", "--db-prefix", prefix(ours)).strip() == f"{prefix(ours)}data.db"
+
+        made.foreign = frozenset({1, 2})
+        real = made.start(2, [1])
+        made.await_links(mesh_links(2))
+        assert owned(real) == {ident: [cidr] for ident, cidr in given.items()}
+        assert ring(real) == divided
+        given["d"] = real.allocate("d")
+        assert len(set(given.values())) == len(given)
+        first = made.routers[1]
+        assert first.allocate("more") not in given.values()
+        assert first.report()["Router"]["TerminationCount"] <= 3, "only our ends and starts cost a connection"
+        assert real.stop() == 0
+
+        # And once more: the real router's file is the newer one.
+        made.foreign = frozenset({1})
+        ours = made.start(2, [1])
+        made.await_links(mesh_links(2))
+        assert owned(ours) == {ident: [cidr] for ident, cidr in given.items()}
+
+
 def test_a_file_of_many_pages() -> None:
     """A thousand holders: their value spans pages; the real router's file and ours are read by the other."""
     with cluster([1], REAL, ipam=RANGE) as made:
