@@ -122,6 +122,8 @@ class NameService:
         self._channel = NameChannel(Family.V4, self._v4, self._now, self._loop.call_soon, log)
         self._channel6 = NameChannel(Family.V6, self._v6, self._now, self._loop.call_soon, log)
         self._keeper = Keeper(journal, log)
+        # Rows of the journal that nobody has registered again.
+        self._brought: set[tuple[str, str, str]] = set()
         self._sockets = UpstreamSockets(self._loop, settings.timeout)
         self._forwarder = Forwarder(
             self._sockets,
@@ -153,6 +155,7 @@ class NameService:
         for hostname, container, text in await self._keeper.load():
             table, value = self._table(text)
             self._channel_of(table).say(table.add(hostname, container, value))
+            self._brought.add((hostname, container, text))
         self._purge_later()
         if address is not None:
             await self.listen(address)
@@ -209,7 +212,9 @@ class NameService:
             return False
         self._channel_of(table).say(touched)
         for entry in touched:
-            self._keeper.add(entry.hostname, entry.container, _text(entry, table is self._v6))
+            row = entry.hostname, entry.container, _text(entry, table is self._v6)
+            self._brought.discard(row)
+            self._keeper.add(*row)
         return True
 
     def delete(self, *, hostname: str | None = None, container: str | None = None, address: str | None = None) -> int:
@@ -230,17 +235,16 @@ class NameService:
         return self.delete(container=container)
 
     def reconcile(self, containers: Collection[str], addresses: Collection[str]) -> int:
-        """Bury names of containers that are no longer there; how many there were.
+        """Bury names of former runs whose container ended while nobody looked; how many there were.
 
-        `containers` and `addresses` are what this host holds now. Names for `weave:…` stay.
+        `containers` and `addresses` are what this host holds now. Names for `weave:…`, and names that were registered
+        since the start, stay.
         """
         buried = 0
-        for table in (self._v4, self._v6):
-            for entry in table.own():
-                text = _text(entry, table is self._v6)
-                stays = entry.container.startswith(_RESERVED) or entry.container in containers or text in addresses
-                if entry.live and not stays:
-                    buried += self.delete(hostname=entry.hostname, container=entry.container, address=text)
+        for hostname, container, text in list(self._brought):
+            if not container.startswith(_RESERVED) and container not in containers and text not in addresses:
+                self._brought.discard((hostname, container, text))
+                buried += self.delete(hostname=hostname, container=container, address=text)
         return buried
 
     async def settled(self) -> str | None:

@@ -205,6 +205,7 @@ class Services:
         if self.names is not None:
             for ident in self._seen - containers:
                 self.names.container_died(ident)
+            self.names.reconcile(containers, {str(address) for held in live.values() for address in held})
         self._seen = containers
 
     # --- what follows from the ring ---

@@ -109,14 +109,21 @@ async def test_a_journal_that_fails_is_said_and_costs_no_more() -> None:
     assert rows.rows == [("web.weave.local.", "c1", "10.32.0.1")]
 
 
-async def test_reconciling_keeps_what_is_still_there() -> None:
-    node = Node(1)
-    node.service.add("a.weave.local", "c1", "10.32.0.1")
-    node.service.add("b.weave.local", "c2", "10.32.0.2")
-    node.service.add("c.weave.local", "weave:expose", "10.32.0.3")
-    node.service.add("d.weave.local", "c4", "fd00::4")
-    assert node.service.reconcile(["c1"], ["fd00::4"]) == 1
-    assert [name for name, _ in node.names()] == ["a.weave.local.", "c.weave.local.", "d.weave.local."]
+async def test_what_ended_while_nobody_looked_loses_its_names() -> None:
+    rows = Rows()
+    rows.rows = [
+        ("a.weave.local.", "c1", "10.32.0.1"),
+        ("b.weave.local.", "c2", "10.32.0.2"),
+        ("c.weave.local.", "weave:expose", "10.32.0.3"),
+        ("d.weave.local.", "c4", "fd00::4"),
+        ("e.weave.local.", "c5", "10.32.0.5"),
+    ]
+    async with serving(journal=rows) as node:
+        # One was registered again, and another is new: that the look at the host missed them means nothing.
+        node.service.add("e.weave.local", "c5", "10.32.0.5")
+        node.service.add("f.weave.local", "c6", "10.32.0.6")
+        assert node.service.reconcile(["c1"], ["fd00::4"]) == 1
+        assert [name[0] for name, _ in node.names()] == ["a", "c", "d", "e", "f"]
 
 
 async def test_what_is_not_ours_to_name_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
