@@ -123,6 +123,10 @@ class Router:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return [int(child) for child in children] or [self.process.pid]
 
+    def ended(self) -> bool:
+        """Whether the process that was started has ended by itself."""
+        return self.process is not None and self.process.poll() is not None
+
     def cpu_seconds(self) -> float:
         """User and system time of the router so far."""
         total = 0.0

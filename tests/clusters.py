@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab.net import Underlay, plug
+from lab.net import LabError, Underlay, plug
 from lab.router import Router, peer_name, wait_until, weave
 
 _numbers = itertools.count(1)
@@ -70,8 +70,14 @@ class Cluster:
             router.start(addresses, *flags)
         self.routers[number] = router
         if wait:
-            wait_until(f"router {number} answers; its log ends: {router.log[-300:]}", router.answers, _START)
+            self._await_answer(number)
         return router
+
+    def _await_answer(self, number: int) -> None:
+        router = self.routers[number]
+        wait_until(f"router {number} answers", lambda: router.answers() or router.ended(), _START)
+        if router.ended():
+            raise LabError(f"router {number} ended; its log ends: {router.log[-600:]}")
 
     def start_all(self, count: int, *flags: str, chain: bool = False, password: str | None = None) -> None:
         """A mesh (everybody is given everybody) or a chain (each is given the one before)."""
@@ -81,8 +87,8 @@ class Cluster:
             if chain:
                 peers, more = ([number - 1] if number > 1 else []), ("--no-discovery", *flags)
             self.start(number, peers, *more, password=password, wait=False)
-        for number, router in self.routers.items():
-            wait_until(f"router {number} answers", router.answers, _START)
+        for number in self.routers:
+            self._await_answer(number)
 
     def address(self, number: int) -> str:
         """A host's address on the underlay."""
