@@ -146,7 +146,7 @@ def _round_trip(source: Container, target: Container) -> str:
 
 def resolutions(routers: list[Router], containers: list[Container]) -> bool:
     """Resolve every name with `dig` in every container, at its own host; tells whether all was found."""
-    servers = {router.host.number: router.get("/dns-address") for router in routers}
+    servers = {router.host.number: router.name_server() for router in routers}
     names = [*(container.name for container in containers), SERVICE]
 
     def cell(source: Container, place: int) -> str:

@@ -236,6 +236,11 @@ class Router:
         """Register a name for an identifier's address."""
         self.demand("PUT", f"/name/{ident}/{address}?{urllib.parse.urlencode({'fqdn': hostname})}")
 
+    def name_server(self) -> str:
+        """The address that serves names, once it does: it may come from the ring."""
+        wait_until("names are served", lambda: self.ask("GET", "/dns-address").status == 200, _WAITING_LIMIT)
+        return self.get("/dns-address")
+
     def remove_peer(self, peer: str) -> str:
         """Take over a dead peer's addresses; what the router says of it."""
         return self.demand("DELETE", f"/peer/{peer}")

@@ -334,7 +334,7 @@ def exhaust(made: Cluster, at_most: int) -> list[str]:
             if number in hopeless:
                 continue
             try:
-                given.append(router.allocate(f"x{len(given)}", timeout=20))
+                given.append(router.allocate(f"x{len(given)}", timeout=10))
             except LabError:
                 hopeless.add(number)
         assert len(given) <= at_most

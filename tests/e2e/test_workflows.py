@@ -37,7 +37,7 @@ def test_w01_interactive() -> None:
     """
     with cluster(ipam=RANGE, dns=True, launched=True) as made:
         workflows.w01_interactive(made, 3)
-        server = made.routers[1].get("/dns-address")
+        server = made.routers[1].name_server()
         attached = {number: made.attach(number, container=10 + number) for number in made.routers}
         for number, one in attached.items():
             made.routers[number].weave("dns-add", one.namespace, "-h", f"c{number}.weave.local")
@@ -304,7 +304,7 @@ def test_w17_mistakes_of_range_and_seed() -> None:
     ids=["range", "seeds"],
 )
 def test_w17_two_that_disagree(flags: tuple[str, ...], says: str) -> None:
-    """Of two rings that cannot be one, both routers name both sides, in the log and to whoever asks, and keep theirs."""
+    """Of two rings that cannot be one, both routers name both sides in log and status, and each keeps its own."""
     with cluster(ipam=RANGE) as made:
         made.start(1, [], "--ipalloc-init", "seed=a::1")
         made.routers[1].prime()
@@ -354,7 +354,7 @@ def test_a_full_range_is_waited_out() -> None:
 def test_containers_come_and_go() -> None:
     """A detached container's address and names are free again; what is claimed by hand is given to nobody else."""
     with cluster(ipam=RANGE, dns=True) as made:
-        router = made.start(1, [])
+        router = made.start(1, [], "--dns-listen-address", "127.0.0.1:53")
         one = made.attach(1)
         router.weave("dns-add", one.namespace, "-h", "one.weave.local")
         assert router.owned() == {one.namespace: [f"{one.address}/12"]}
