@@ -70,8 +70,7 @@ class Answers:
 
     def __init__(self, domain: str, ttl: int, rng: Random, probed: Callable[[bytes], None]) -> None:
         wire = wire_name(qualified(domain))
-        if wire is None:
-            raise ValueError(f"invalid DNS domain {domain!r}: a label has 1 to 63 bytes, the whole at most 255")
+        assert wire is not None, "the domain was not checked"
         self.domain = qualified(domain)
         self.wire = wire.lower()
         self._ttl = ttl

@@ -17,11 +17,11 @@ from random import Random
 from typing import Any, NamedTuple
 
 from dns.answers import Answers, NotOurs
-from dns.entries import TOMBSTONE_LIFE, Entry
+from dns.entries import TOMBSTONE_LIFE, Entry, qualified
 from dns.forwarder import BUCKETS, Forwarder
 from dns.gossip_wire import Family
 from dns.journal import Keeper
-from dns.message import FORMERR, MessageError, error_reply, parse_query
+from dns.message import FORMERR, MessageError, error_reply, parse_query, wire_name
 from dns.names_channel import NameChannel
 from dns.resolv_conf import Server, parse_servers
 from dns.seams import Client, Known, NameJournal
@@ -35,17 +35,29 @@ from mesh.tcp import LoopScheduler
 
 # Containers whose names have no container: what is registered for them stays until it is removed.
 _RESERVED = "weave:"
+# RFC 2181 §8.
+_MAX_TTL = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class NameSettings:
-    """What `--dns-*` and `--resolv-conf` say. `timeout`: seconds to wait for upstream servers in all."""
+    """What `--dns-*` and `--resolv-conf` say. `timeout`: seconds to wait for upstream servers in all.
+
+    Raises ValueError with the line to show.
+    """
 
     domain: str = "weave.local."
     ttl: int = 1
     timeout: float = 5.0
     resolv_conf: str = ""
     upstream: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if wire_name(qualified(self.domain)) is None:
+            raise ValueError(f'invalid DNS domain "{self.domain}": labels have 1 to 63 bytes, all of it at most 255')
+        if not 0 <= self.ttl <= _MAX_TTL:
+            raise ValueError(f"invalid DNS TTL {self.ttl}: it is 0 to {_MAX_TTL} seconds")
+        parse_servers(self.upstream)
 
 
 class Listed(NamedTuple):

@@ -21,6 +21,8 @@ _START_LIMIT = 30.0
 _STOP_LIMIT = 15.0
 _POLL = 0.1
 _BRIDGE, _DOCKER_BRIDGE = "weave", "docker0"
+# Whom the host asks for names, containers ask through the router.
+_RESOLV_CONF = "/etc/resolv.conf"
 _DEFAULT_RANGE = "10.32.0.0/12"
 _PORT = 6783
 SOCKET = "weaver.sock"
@@ -89,7 +91,7 @@ def _forget_last_run(words: list[str]) -> None:
 
 def _defaults(passed: Sequence[str]) -> list[str]:
     """What the router is told besides what the user says, who comes last and wins. Raises CliError."""
-    words = ["--status-addr", os.environ.get("WEAVE_STATUS_ADDR", "127.0.0.1:6782")]
+    words = ["--status-addr", os.environ.get("WEAVE_STATUS_ADDR", "127.0.0.1:6782"), "--resolv-conf", _RESOLV_CONF]
     for variable, flag in (("WEAVE_PORT", "--port"), ("WEAVE_MTU", "--mtu")):
         if os.environ.get(variable):
             words += [flag, os.environ[variable]]

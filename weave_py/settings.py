@@ -96,7 +96,7 @@ def _flags() -> dict[str, Flag]:
         Flag("dns-ttl", int, 1, "seconds for which an answer may be kept"),
         Flag("dns-fallback-timeout", str, "5s", "how long upstream servers may take"),
         Flag("resolv-conf", str, "", "file that names the upstream servers"),
-        Flag("dns-upstream", str, "", "comma-separated upstream servers, host[:port]; instead of --resolv-conf"),
+        Flag("dns-upstream", str, "", "comma-separated upstream servers, IP[:port]; instead of --resolv-conf"),
         Flag("kube-dns-names", bool, False, "names of pods", "names of pods"),
     ]
     for name in ("token", "peer-discovery-url", "advertise-address"):
@@ -405,9 +405,9 @@ def _names(
     upstream = tuple(filter(None, str(values["dns-upstream"]).split(",")))
     try:
         address = listen_address(str(values["dns-listen-address"])) if "dns-listen-address" in given else None
+        return NameSettings(domain, ttl, timeout, str(values["resolv-conf"]), upstream), address
     except ValueError as error:
         raise SettingsError(f"Unable to start dns server: {error}") from None
-    return NameSettings(domain, ttl, timeout, str(values["resolv-conf"]), upstream), address
 
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dns.service import listen_address
+from dns.service import NameSettings, listen_address
 from mesh.names import PeerName
 from tests.dns.names import NOW, Node, Rows, serving
 from tests.vectors import ROOT
@@ -215,3 +215,17 @@ def test_where_to_listen() -> None:
     for wrong in ("foo:53", "1.2.3.4:x", "1.2.3.4:99999", ""):
         with pytest.raises(ValueError, match="invalid DNS listen address"):
             listen_address(wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"domain": "weave..local"}, 'invalid DNS domain "weave..local": labels have 1 to 63 bytes'),
+        ({"domain": "a" * 64}, "invalid DNS domain"),
+        ({"ttl": 2**31}, "invalid DNS TTL 2147483648"),
+        ({"upstream": ("dns.example.com",)}, 'invalid DNS upstream "dns.example.com", should be IP'),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_one_line(settings: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        NameSettings(**settings)
