@@ -96,6 +96,10 @@ class Ledger:
     def merge(self, copy: Copy) -> bool:
         """Merge a peer's copy; whether something of it was new. Raises RingError, and then nothing changed."""
         updated = self._apply(merge(self.ring, copy, self._ourself, self.space.used_in), copy)
+        for token, (dispute, said) in self._disputes.items():
+            if said.holder == copy.holder:
+                # What it said before no longer counts.
+                self._disputes[token] = (dispute, copy)
         return self.settle() or updated
 
     def _apply(self, result: Merge, copy: Copy) -> bool:
@@ -157,7 +161,8 @@ class Ledger:
         return True
 
     def transfer(self, source: PeerName, heir: PeerName) -> int:
-        """Everything that is one peer's becomes another's; how many addresses that is."""
+        """Everything that is one peer's becomes another's; how many addresses that is. What it said is forgotten."""
+        self._disputes = {token: each for token, each in self._disputes.items() if each[1].holder != source}
         count = sum(each.size for each in self.ring.ranges_of(source))
         self.ring = self.ring.transferred(source, heir)
         self._follow()

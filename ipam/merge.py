@@ -5,6 +5,9 @@ no used address is accepted, and our space shrinks. Where it would take one, the
 its old version, which other peers ignore: that is a dispute. It costs no connection; nothing is given out of what is
 disputed until it is settled, and everything else is merged.
 
+An owner that was taken over while it lived says so in its own copy, with an older version. It gets back what it uses;
+where we use addresses of the same part, that is a dispute as well.
+
 The reference refuses whole rings for less, accepts some losses of used addresses, and keeps two owners at equal
 versions: the cures are D1 to D5 of IPAM spec §21. The same rules otherwise: §7.
 """
@@ -17,6 +20,10 @@ from ipam.ring import Copy, Entry, Ring, RingError
 from mesh.names import PeerName
 
 
+# Fewer versions apart, an older entry may be from before its owner gave us that part.
+_LONG_AGO = 8
+
+
 class SeedsDifferError(RingError):
     """The other ring began with other peers: two clusters that must not be one."""
 
@@ -27,7 +34,7 @@ class RangeDiffersError(RingError):
 
 @dataclass(frozen=True, slots=True)
 class Dispute:
-    """Addresses that we use lie in a part of ours that others say is theirs.
+    """Addresses that we use lie in a part of ours that others say is theirs, or use.
 
     `ours` is the entry we keep, `claims` the entries against it, `lost` what they would take, `used` the addresses in
     use there, in order.
@@ -77,6 +84,7 @@ class _Merging:
         self._holder = holder
         self._used = used
         self._entries = {entry.token: entry for entry in ours.entries}
+        self._contested: list[Dispute] = []
         tokens = sorted({*self._entries, *(entry.token for entry in theirs.entries)})
         # How much each entry owns when both rings are one: hints are compared as they will be.
         self._lengths = {
@@ -96,7 +104,9 @@ class _Merging:
         disputes = tuple(self._kept(lost)) if any(map(self._in_use, lost)) else ()
         if disputes:
             joined = self._joined()
-        return Merge(joined, self._is_update(joined), disputes)
+        kept = {dispute.ours.token for dispute in disputes}
+        contested = tuple(each for each in self._contested if each.ours.token not in kept)
+        return Merge(joined, self._is_update(joined), disputes + contested)
 
     def _joined(self) -> Ring:
         ordered = tuple(self._entries[token] for token in sorted(self._entries))
@@ -110,7 +120,7 @@ class _Merging:
         ourself = self._ourself
         if entry.version != mine.version:
             if entry.version < mine.version:
-                return mine
+                return self._older(mine, entry, index)
             # Somebody may remember more of us than we do, but nobody else changes an entry of ours.
             return entry.changed(free=mine.free) if mine.peer == ourself == entry.peer else entry
         if entry.peer == mine.peer:
@@ -121,6 +131,19 @@ class _Merging:
             # What we gave up is ours again only if the one we gave it to says so itself.
             return entry.changed() if self._holder == mine.peer else mine
         return self._preferred(mine, entry)
+
+    def _older(self, mine: Entry, entry: Entry, index: int) -> Entry:
+        """An older entry counts only where its owner lives and uses what was taken from it."""
+        taken = mine.peer == self._ourself and mine.version - entry.version >= _LONG_AGO
+        lives = entry.peer == self._holder != self._ourself
+        if not (taken and lives and entry.free < self._theirs.length(index)):
+            return mine
+        spans = self._ours.spans(self._ours.entries.index(mine))
+        used = tuple(number for span in spans for number in self._used(span))
+        if not used:
+            return mine.changed(peer=entry.peer, free=entry.free)
+        self._contested.append(Dispute(mine, (entry,), spans, used))
+        return mine
 
     def _between_owners(self, mine: Entry, entry: Entry, index: int) -> Entry:
         """One version, two owners, and we are one: who has addresses in use stands, and says so with a higher one."""

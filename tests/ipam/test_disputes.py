@@ -42,32 +42,63 @@ def settled(world: World, rounds: int = 6) -> None:
             world.check(peer)
 
 
-def test_what_is_in_use_is_kept_and_nothing_more_is_given() -> None:
+def test_a_living_peer_gets_back_what_it_uses() -> None:
     world = together(["seed=::1,::2"] * 2)
     one, two = world.peers[1], world.peers[2]
     world.allocate(one, "c1", UNIVERSE)
     world.commit(one)
     world.settle()
     taken_over(world, one, two)
-    settled(world)
-    ledger = world.core(one).ledger
-    (dispute,) = ledger.disputes()
-    text = ledger.explain(dispute)
-    assert text == (
-        "10.0.0.0-10.0.0.31 is ours, and 00:00:00:00:00:02 says it is theirs: nothing is given out of it."
-        " In use here: 10.0.0.1 (c1); end these and start them again, and they get other addresses"
-    )
-    assert not ledger.space.free
-    assert ledger.space.withheld.size == 31
-    # The other peer ignores what we say, and has it all.
-    assert sum(part.size for part in world.core(two).ledger.ring.ranges_of(two.name)) == UNIVERSE.size
-    # The remedy, as it was told: the container ends and starts again.
-    world.give_back(one, "c1", whole=True)
+    assert world.core(two).ledger.ring.ranges_of(one.name) == []
+    world.settle()
+    assert not any(world.core(peer).ledger.disputes() for peer in world.living())
+    assert world.held_by(one, "c1")
+    assert world.core(two).ledger.ring.owner(UNIVERSE.start + 1) == one.name
+
+
+def both_use_it() -> tuple[World, Peer, Peer]:
+    """The first half: one peer's by its own word, the other's by an administrator's; both have given out of it."""
+    world = together(["seed=::1,::2"] * 2)
+    one, two = world.peers[1], world.peers[2]
     world.allocate(one, "c1", UNIVERSE)
     world.commit(one)
     world.settle()
-    assert not ledger.disputes()
-    assert world.held_by(one, "c1")
+    taken_over(world, one, two)
+    world.groups = {1: 1}
+    world.claim(two, "x", 9, lenient=False)
+    world.commit(two)
+    world.groups = {}
+    settled(world)
+    return world, one, two
+
+
+def test_what_both_use_is_kept_and_nothing_more_is_given() -> None:
+    world, one, two = both_use_it()
+    for peer, other, used in ((one, two, "10.0.0.1 (c1)"), (two, one, "10.0.0.9 (x)")):
+        ledger = world.core(peer).ledger
+        (dispute,) = ledger.disputes()
+        assert ledger.explain(dispute) == (
+            f"10.0.0.0-10.0.0.31 is ours, and 00:00:00:00:00:0{other.number} says it is theirs: nothing is given out"
+            f" of it. In use here: {used}; end these and start them again, and they get other addresses"
+        )
+        assert ledger.space.withheld.size == 31
+    world.claim(two, "y", 10, lenient=False)
+    assert not world.held_by(two, "y")
+    assert "is disputed" in world.refusals[-1]
+
+
+@pytest.mark.parametrize(("number", "ident"), [(1, "c1"), (2, "x")])
+def test_the_remedy_helps_on_either_side(number: int, ident: str) -> None:
+    world, _, _ = both_use_it()
+    peer = world.peers[number]
+    world.give_back(peer, ident, whole=True)
+    world.allocate(peer, ident, UNIVERSE)
+    world.commit(peer)
+    world.settle()
+    assert not any(world.core(each).ledger.disputes() for each in world.living())
+    assert world.held_by(peer, ident)
+    world.shares = False
+    world.check_all()
 
 
 def test_an_idle_peer_gives_way() -> None:
@@ -83,18 +114,22 @@ def test_an_idle_peer_gives_way() -> None:
 
 
 def test_a_dispute_is_known_again_after_a_restart() -> None:
-    world = together(["seed=::1,::2"] * 2)
-    one, two = world.peers[1], world.peers[2]
-    world.allocate(one, "c1", UNIVERSE)
-    world.commit(one)
-    world.settle()
-    taken_over(world, one, two)
+    world, one, two = both_use_it()
+    for peer, ident in ((one, "c1"), (two, "x")):
+        world.die(peer)
+        world.start(peer)
+        assert world.held_by(peer, ident)
     settled(world)
-    world.die(one)
-    world.start(one)
-    assert world.held_by(one, "c1")
-    settled(world)
-    assert len(world.core(one).ledger.disputes()) == 1
+    assert [len(world.core(peer).ledger.disputes()) for peer in (one, two)] == [1, 1]
+
+
+def test_a_second_removal_ends_a_dispute_with_the_dead() -> None:
+    world, one, two = both_use_it()
+    world.wipe(one)
+    world.core(two).take_over(Order(), "00:00:00:00:00:01")
+    world.pump(two, commit=True)
+    assert not world.core(two).ledger.disputes()
+    assert world.core(two).ledger.space.withheld.size == 0
 
 
 def test_of_two_removals_at_once_one_stands() -> None:
