@@ -241,6 +241,8 @@ class Allocator:
         for ident in self.containers.expired(now):
             self.container_destroyed(ident)
         self.ledger.report_free()
+        for peer, number in self.ledger.wanted_back():
+            self.effects.append(Send(peer, Kind.SPACE_REQUEST, Range(number, number + 1)))
         self.requests.tick([operation.subnet.range for operation in self.allocates])
         if self.ledger.ring:
             self._retry()

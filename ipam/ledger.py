@@ -6,7 +6,7 @@ hint: alone it is written down at the next tick, not at once. Source: IPAM spec 
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ipam import wire
@@ -20,6 +20,7 @@ from mesh.gob import GobError
 from mesh.names import UNKNOWN, PeerName, format_peer_name
 
 ANONYMOUS = "_"
+_ASKED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,22 @@ class Ledger:
     def withheld(self) -> list[Range]:
         return [part for dispute in self.disputes() for part in dispute.lost]
 
+    def wanted_back(self) -> Iterator[tuple[PeerName, int]]:
+        """Used addresses in what others took, and who has each: if it is free there, it is given, and we agree."""
+        for dispute, copy in self._disputes.values():
+            theirs = copy.over(self.universe)
+            for number in dispute.used[:_ASKED_AT_ONCE]:
+                owner = theirs.owner(number)
+                if owner != self._ourself:
+                    yield owner, number
+
+    def _is_claimed(self, number: int, peer: PeerName) -> bool:
+        """Whether a peer is one of those who dispute an address."""
+        return any(
+            any(part.holds(number) for part in dispute.lost) and any(entry.peer == peer for entry in dispute.claims)
+            for dispute in self.disputes()
+        )
+
     def explain(self, dispute: Dispute) -> str:
         """What is disputed, and how to end it: one line."""
         text = self.universe.address
@@ -150,6 +167,8 @@ class Ledger:
         A subnet's first and last address alone are of no use to whoever wants a host in it: two peers with nothing
         else would hand them to and fro for ever.
         """
+        if wanted.size == 1 and self._is_claimed(wanted.start, peer):
+            self.space.settle(wanted.start)
         given = self.space.spare(wanted)
         hosts = Range(wanted.start + 1, wanted.end - 1)
         if given is not None and wanted.size >= SMALLEST and not given.clip(hosts).size:

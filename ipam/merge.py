@@ -19,7 +19,6 @@ from ipam.ranges import Range, RangeSet
 from ipam.ring import Copy, Entry, Ring, RingError
 from mesh.names import PeerName
 
-
 # Fewer versions apart, an older entry may be from before its owner gave us that part.
 _LONG_AGO = 8
 

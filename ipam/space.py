@@ -53,6 +53,12 @@ class Space:
             return True
         return False
 
+    def settle(self, number: int) -> None:
+        """What was withheld is free, if it was."""
+        if number in self._withheld:
+            self._withheld.discard(Range(number, number + 1))
+            self._free.add(Range(number, number + 1))
+
     def release(self, number: int, withheld: Iterable[Range] = ()) -> None:
         """An address is free again, or withheld where it is disputed; one that is not in use is left alone."""
         at = bisect_left(self._used, number)

@@ -56,8 +56,11 @@ def test_a_living_peer_gets_back_what_it_uses() -> None:
     assert world.core(two).ledger.ring.owner(UNIVERSE.start + 1) == one.name
 
 
-def both_use_it() -> tuple[World, Peer, Peer]:
-    """The first half: one peer's by its own word, the other's by an administrator's; both have given out of it."""
+def both_use_it(number: int = 1) -> tuple[World, Peer, Peer]:
+    """The first half is one peer's by its own word, the other's by an administrator's; both have given out of it.
+
+    The first one address 1, the other address `number`.
+    """
     world = together(["seed=::1,::2"] * 2)
     one, two = world.peers[1], world.peers[2]
     world.allocate(one, "c1", UNIVERSE)
@@ -65,16 +68,27 @@ def both_use_it() -> tuple[World, Peer, Peer]:
     world.settle()
     taken_over(world, one, two)
     world.groups = {1: 1}
-    world.claim(two, "x", 9, lenient=False)
+    world.claim(two, "x", number, lenient=False)
     world.commit(two)
     world.groups = {}
     settled(world)
     return world, one, two
 
 
+def test_each_gets_what_it_uses() -> None:
+    world, one, two = both_use_it(9)
+    world.shares = False
+    world.settle()
+    assert not any(world.core(peer).ledger.disputes() for peer in (one, two))
+    assert world.held_by(one, "c1")
+    assert world.held_by(two, "x")
+    ring = world.core(one).ledger.ring
+    assert [ring.owner(UNIVERSE.start + number) for number in (1, 9)] == [one.name, two.name]
+
+
 def test_what_both_use_is_kept_and_nothing_more_is_given() -> None:
     world, one, two = both_use_it()
-    for peer, other, used in ((one, two, "10.0.0.1 (c1)"), (two, one, "10.0.0.9 (x)")):
+    for peer, other, used in ((one, two, "10.0.0.1 (c1)"), (two, one, "10.0.0.1 (x)")):
         ledger = world.core(peer).ledger
         (dispute,) = ledger.disputes()
         assert ledger.explain(dispute) == (
