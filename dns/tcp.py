@@ -7,6 +7,7 @@ query, after many queries, and when their client does not read. Source: DNS spec
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from typing import cast
 
 _IDLE = 8.0
 _QUERIES = 128
@@ -85,7 +86,8 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        # uvloop's transports are of no class of asyncio's.
+        transport = cast(asyncio.Transport, transport)
         self._transport = transport
         peer = transport.get_extra_info("peername")
         self._source = str(peer[0]) if peer else ""

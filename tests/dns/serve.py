@@ -5,6 +5,8 @@ import logging
 import random
 import time
 
+import uvloop
+
 from dns.service import NameService, NameSettings
 from mesh.names import PeerName
 
@@ -31,4 +33,4 @@ async def serve() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve())
+    uvloop.run(serve())

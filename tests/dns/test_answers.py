@@ -2,15 +2,18 @@
 
 import asyncio
 import socket
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import dnslib
 import pytest
+import uvloop
 from dnslib import QTYPE, RCODE, DNSRecord
 
 from dns.service import NameSettings
 from tests.dns.names import Node, cases, serving
 
+Run = Callable[[Coroutine[Any, Any, None]], None]
 RECORDS = [("one.weave.local", "10.32.0.1"), ("MiXed.weave.local", "10.32.0.2"), ("sub.zone.weave.local", "10.32.0.3")]
 RECORDS += [("weave.local", "10.32.0.4"), *(("three.weave.local", f"10.32.1.{n}") for n in (1, 2, 3))]
 RECORDS += [("many.weave.local", f"10.33.0.{n}") for n in range(1, 121)]
@@ -164,7 +167,7 @@ async def test_an_edns_version_that_nobody_has_is_refused() -> None:
         assert (reply.header.rcode | opt.ttl >> 24 << 4, opt.ttl >> 16 & 255) == (16, 0)
 
 
-async def test_several_queries_on_one_connection_and_no_more_than_enough() -> None:
+async def several_on_one_connection() -> None:
     async with serving() as node:
         register(node)
         assert node.service.address is not None
@@ -178,7 +181,7 @@ async def test_several_queries_on_one_connection_and_no_more_than_enough() -> No
         assert len(received) == 128 * size
 
 
-async def test_a_host_has_room_for_so_many_connections_only() -> None:
+async def many_connections() -> None:
     async with serving() as node:
         register(node)
         assert node.service.address is not None
@@ -191,6 +194,38 @@ async def test_a_host_has_room_for_so_many_connections_only() -> None:
             for _, writer in made:
                 writer.close()
         assert node.service.counts["connections-refused"] == 16
+
+
+async def a_client_that_does_not_read() -> None:
+    async with serving() as node:
+        register(node)
+        assert node.service.address is not None
+        sock = socket.create_connection(node.service.address)
+        query = question("many.weave.local")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        for _ in range(120):
+            sock.sendall(len(query).to_bytes(2, "big") + query)
+        # Others are served meanwhile.
+        assert DNSRecord.parse(await ask(node, question("one.weave.local"), True)).rr
+        sock.close()
+
+
+LOOPS = [pytest.param(asyncio.run, id="asyncio"), pytest.param(uvloop.run, id="uvloop")]
+
+
+@pytest.mark.parametrize("run", LOOPS)
+def test_several_queries_on_one_connection_and_no_more_than_enough(run: Run) -> None:
+    run(several_on_one_connection())
+
+
+@pytest.mark.parametrize("run", LOOPS)
+def test_a_host_has_room_for_so_many_connections_only(run: Run) -> None:
+    run(many_connections())
+
+
+@pytest.mark.parametrize("run", LOOPS)
+def test_who_does_not_read_holds_up_nobody(run: Run) -> None:
+    run(a_client_that_does_not_read())
 
 
 async def test_answers_leave_from_the_address_that_was_asked() -> None:
