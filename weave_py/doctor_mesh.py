@@ -179,7 +179,7 @@ def _names_service(dns: Document | None) -> Iterator[Finding]:
         yield warning(
             "names",
             "there is no upstream name server: containers resolve only names of the overlay",
-            "put a nameserver into this host's resolv.conf that is not the router itself",
+            "launch with --resolv-conf FILE, which names another server than the router itself, or with --dns-upstream",
         )
 
 

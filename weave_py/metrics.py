@@ -78,6 +78,7 @@ class _Router(Collector):
                     events.add_metric([event], count)
             yield events
         yield from _traffic(router)
+        yield from _health(report)
 
 
 def _connections(router: Document) -> Metric:
@@ -96,6 +97,28 @@ def _connections(router: Document) -> Metric:
         for encryption in ("", "yes"):
             family.add_metric([state, kind, encryption], counts[state, kind, encryption])
     return family
+
+
+def _health(report: Document) -> Iterator[Metric]:
+    """Peers that hold something else than we do, for longer than a change travels; and whether our state is whole."""
+    if report.get("Agreement"):
+        differing = Counter(
+            difference["Subject"]
+            for peer in report["Agreement"]["Peers"]
+            for difference in peer["Differs"]
+            if difference["Lasting"]
+        )
+        family = GaugeMetricFamily(
+            "weave_differing_peers", "Number of peers that hold another topology, ring or names.", labels=["subject"]
+        )
+        for row in report["Agreement"]["Subjects"]:
+            family.add_metric([row["Subject"]], differing[row["Subject"]])
+        yield family
+    if report.get("State"):
+        lost = report["State"]["Lost"] is not None
+        yield GaugeMetricFamily(
+            "weave_state_lost", "1 until what a damaged state file held is known again.", value=lost
+        )
 
 
 def _traffic(router: Document) -> Iterator[Metric]:

@@ -10,6 +10,8 @@ from ipam.ranges import Subnet
 from ipam.ring import Entry, Ring
 from ipam.wire import State, encode_state
 from mesh.names import PeerName
+from tests.weave_py import captures
+from weave_py import metrics
 from weave_py.agreement import (
     SUBJECTS,
     Agreement,
@@ -117,6 +119,12 @@ def test_who_differs_since_when() -> None:
     assert not document["Agreed"]
     assert document["Peers"][1]["Differs"][0]["Since"] == "1970-01-01T00:16:41Z"
     assert "ring differs since 1970-01-01T00:16:41Z" in text(document)
+
+    report = {**captures.report("uniform-3"), "Agreement": document, "State": {"Lost": None}}
+    lines = metrics.text(lambda: report, None, None).decode().splitlines()
+    assert 'weave_differing_peers{subject="ring"} 1.0' in lines
+    assert 'weave_differing_peers{subject="topology"} 0.0' in lines
+    assert "weave_state_lost 0.0" in lines
 
     # Either side may be the one that comes round.
     agreement.hold(other, 1102.0)
