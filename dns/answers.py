@@ -183,10 +183,13 @@ class Answers:
         return NotOurs(SERVFAIL)
 
     def _at_label(self, name: bytes) -> bool:
-        """Whether the domain begins where a label of the name does."""
+        """Whether the domain begins where a label of the name does, and no earlier label ends the name."""
         position, domain = 0, len(name) - len(self.wire)
         while position < domain:
-            position += name[position] + 1
+            length = name[position]
+            if not length:
+                return False
+            position += length + 1
         return position == domain
 
     def _local(self, query: Query, name: bytes, tcp: bool, *, short: bool = False) -> bytes | NotOurs:

@@ -281,3 +281,12 @@ async def test_a_long_domain(length: int) -> None:
                 raw = await ask(node, question(f"{name}.{domain}"))
                 assert len(raw) <= 512
                 assert len(DNSRecord.parse(raw).rr) == count
+
+
+async def test_a_name_ends_where_its_first_empty_label_is() -> None:
+    """What follows only looks like a name of ours; the kept answers see that as the whole parser does."""
+    async with serving() as node:
+        junk = b"\x03sub\0\0\0\0\0\0\0\0\0\x04zone\x05weave\x05local\0\0\1\0\1"
+        query = b"\x12\x34\1\0\0\1\0\0\0\0\0\0" + junk
+        assert node.service.answers.quick(query) is None
+        assert (await ask(node, query))[12:].startswith(b"\x03sub\0")
