@@ -309,6 +309,7 @@ class Ipam:
 
     def _release(self, effects: list[Effect]) -> None:
         state: bytes | None = None
+        told = False
         for effect in effects:
             if isinstance(effect, Answer):
                 self._tell(effect)
@@ -317,7 +318,10 @@ class Ipam:
             if state is None:
                 state = self._core.state(int(time.time()))
             if isinstance(effect, Broadcast):
-                self._gossip.broadcast(state)
+                # It says all that is committed: once is enough.
+                if not told:
+                    self._gossip.broadcast(state)
+                told = True
             else:
                 self._send(self._gossip, effect, state)
         if self._core.effects:

@@ -16,7 +16,7 @@ from ipam.founding import Init
 from ipam.ledger import Ledger
 from ipam.operations import Allocate, Answer, Claim, Order, Send
 from ipam.ranges import Range, Subnet
-from ipam.ring import Ring
+from ipam.ring import Copy, Ring
 from ipam.seams import Change, Cidr, JournalError, Owned, Saved
 from ipam.space import Space
 from ipam.wire import Kind
@@ -88,6 +88,23 @@ def test_the_lowest_free_host_and_the_same_again(steps: list[tuple[str, bool]]) 
         lowest = min(set(range(subnet.hosts.start, subnet.hosts.end)) - set(held.values()))
         held.setdefault(ident, lowest)
         assert [int(each.addr) for each in world.core(peer).ledger.holders.of(ident)] == [held[ident]]
+
+
+def test_the_rules_know_no_family() -> None:
+    """Only texts and the wire do: a ring, a space and holders of IPv6 addresses."""
+    universe = Subnet.parse("fd00:aa::/64")
+    ledger, other = Ledger(US, universe, None, LOG), Ledger(OTHER, universe, None, LOG)
+    ledger.seed([US])
+    first = ledger.take("c1", universe, is_container=True)
+    assert str(first) == "fd00:aa::1/64"
+    subnet = Subnet.parse("fd00:aa:0:0:8000::/80")
+    assert ledger.give(subnet.range, OTHER)
+    assert ledger.ring.ranges_of(OTHER) == [Range(subnet.start + subnet.size // 2, subnet.end)]
+    ring = Copy(universe.range, US, ledger.ring.entries, ledger.ring.seeds)
+    assert other.merge(ring)
+    second = other.take("c2", subnet, is_container=False)
+    assert str(second) == "fd00:aa::8000:8000:0:0/80"
+    assert sum(part.size for _, part in ledger.ring.divided()) == 1 << 64
 
 
 # --- containers ---
