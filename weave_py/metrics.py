@@ -3,13 +3,15 @@
 Source: CLI spec §7; Prometheus, "Exposition formats".
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from dns.service import NameFigures
 from weave_py.report import Document
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -27,9 +29,7 @@ _IPAM = (
 )
 
 
-def text(
-    report: Callable[[], Document], addresses: Mapping[str, float] | None, names: Mapping[str, int] | None
-) -> bytes:
+def text(report: Callable[[], Document], addresses: Mapping[str, float] | None, names: NameFigures | None) -> bytes:
     """All metrics now. `addresses` and `names` are figures of services; None where one is off."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Router(report, addresses, names))
@@ -45,7 +45,7 @@ class _Router(Collector):
         self,
         report: Callable[[], Document],
         addresses: Mapping[str, float] | None,
-        names: Mapping[str, int] | None,
+        names: NameFigures | None,
     ) -> None:
         self._report = report
         self._addresses = addresses
@@ -71,12 +71,7 @@ class _Router(Collector):
                 if name in self._addresses:
                     yield GaugeMetricFamily(name, help_, value=self._addresses[name])
         if self._names is not None:
-            yield GaugeMetricFamily("weave_dns_entries", "Number of DNS entries.", value=self._names["entries"])
-            events = CounterMetricFamily("weave_dns_events", "What the DNS server did, by kind.", labels=["event"])
-            for event, count in self._names.items():
-                if event != "entries":
-                    events.add_metric([event], count)
-            yield events
+            yield from _names(self._names)
         yield from _traffic(router)
         yield from _health(report)
 
@@ -119,6 +114,28 @@ def _health(report: Document) -> Iterator[Metric]:
         yield GaugeMetricFamily(
             "weave_state_lost", "1 until what a damaged state file held is known again.", value=lost
         )
+
+
+def _names(figures: NameFigures) -> Iterator[Metric]:
+    """What is registered here, what the server did, and how long upstream servers took."""
+    yield GaugeMetricFamily("weave_dns_entries", "Number of DNS entries.", value=figures.own)
+    events = CounterMetricFamily("weave_dns_events", "What the DNS server did, by kind.", labels=["event"])
+    for event, count in figures.counts.items():
+        events.add_metric([event], count)
+    yield events
+    yield GaugeMetricFamily(
+        "weave_dns_upstream_pending", "Questions that upstream DNS servers are being asked.", value=figures.pending
+    )
+    total, buckets = 0, []
+    for bound, count in figures.latency:
+        total += count
+        buckets.append(("+Inf" if bound == math.inf else str(bound), float(total)))
+    yield HistogramMetricFamily(
+        "weave_dns_upstream_seconds",
+        "How long upstream DNS servers took to answer, the next one's turn included.",
+        buckets=buckets,
+        sum_value=figures.latency_sum,
+    )
 
 
 def _traffic(router: Document) -> Iterator[Metric]:

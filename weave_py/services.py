@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, ip_interface, summarize_address_range
 from typing import Any
 
-from dns.service import NameService
+from dns.service import NameFigures, NameService
 from host.containers import EXPOSED, Attached, scan, unseen
 from host.errors import HostError
 from ipam.seams import Address, Cidr, IpamError, JournalError
@@ -263,13 +263,10 @@ class Services:
             document["DNS"] = self.names.report()
         return document
 
-    def figures(self) -> tuple[dict[str, float] | None, dict[str, int] | None]:
+    def figures(self) -> tuple[dict[str, float] | None, NameFigures | None]:
         """Figures of addresses and of names, for metrics."""
         addresses = None if self.ipam is None else self.ipam.metrics()
-        if self.names is None:
-            return addresses, None
-        figures = self.names.metrics()
-        return addresses, {"entries": figures.own, **figures.counts}
+        return addresses, None if self.names is None else self.names.metrics()
 
     def holding(self) -> dict[str, Digest]:
         """What all peers should hold alike of ring and names."""
