@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from dnslib import DNSRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dns import upstream as upstream_module
 from dns.resolv_conf import Server, parse_resolv_conf, parse_servers
 from dns.service import NameSettings
 from dns.udp import server_sockets
@@ -68,6 +70,7 @@ class RealServer(asyncio.DatagramProtocol):
     def __init__(self) -> None:
         self.transport: Any = None
         self.asked = 0
+        self.ports: set[int] = set()
 
     async def start(self) -> str:
         udp, tcp = server_sockets("127.0.0.1", 0)
@@ -89,6 +92,7 @@ class RealServer(asyncio.DatagramProtocol):
         return answer(record, *(f"{record.q.qname} 0 A 10.9.0.{number}" for number in range(count)))
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.ports.add(addr[1])
         self.transport.sendto(self.reply(data, whole=False), addr)
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -132,3 +136,17 @@ async def test_a_server_that_is_ourselves_is_found_out() -> None:
         reply = DNSRecord.parse(await ask(node, question("a.example.com")))
         assert reply.header.rcode == 2
         assert node.service.report()["UpstreamLoops"] == [f"{host}:{port}"]
+
+
+async def test_ports_change_and_late_answers_still_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_module, "_LIFE", -1.0)
+    upstream = RealServer()
+    async with serving(NameSettings(upstream=(await upstream.start(),), timeout=0.5)) as node:
+        ports = upstream.ports
+        for number in range(5):
+            assert texts(DNSRecord.parse(await ask(node, question(f"n{number}.example.com")))) == ["10.9.0.0"]
+        assert len(ports) >= 5
+        files = len(os.listdir("/proc/self/fd"))
+        await asyncio.sleep(0.8)
+        assert len(os.listdir("/proc/self/fd")) <= files - 8, "old sockets are closed"
+    upstream.stop()
