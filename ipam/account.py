@@ -44,6 +44,11 @@ def report(allocator: Allocator, default_subnet: Subnet) -> dict[str, Any]:
         "PendingAllocates": [f"{each.ident} {each.subnet}" for each in allocator.allocates] or None,
         "Waiting": [{"Ident": each.ident, "Reason": reason(allocator, each)} for each in operations] or None,
         "Disputes": [ledger.explain(dispute) for dispute in ledger.disputes()] or None,
+        "Unreachable": [
+            {"Peer": format_peer_name(peer), "Nickname": allocator.nicknames.of(peer), "Seconds": round(seconds)}
+            for peer, seconds in allocator.absences.rows()
+        ]
+        or None,
         "Orphans": allocator.orphans or None,
         "ShuttingDown": allocator.shutting_down,
     }

@@ -11,6 +11,7 @@ from random import Random
 from typing import TypeVar
 
 from ipam import wire
+from ipam.absences import Absences
 from ipam.containers import Containers
 from ipam.founding import Founding, Init, Step
 from ipam.ledger import ANONYMOUS, Ledger, Record
@@ -55,6 +56,7 @@ class Allocator:
         self.allocates: list[Allocate] = []
         self.shutting_down = False
         self.orphans: list[str] = []
+        self.absences = Absences()
         self.ledger = Ledger(me.name, universe, saved, log)
         self.founding = Founding(me, init, mesh, log, lost=lost)
         self.requests = Requests(rng)
@@ -240,6 +242,7 @@ class Allocator:
         """Every five seconds, with the time in seconds on a clock that never goes back."""
         for ident in self.containers.expired(now):
             self.container_destroyed(ident)
+        self.absences.look(self.ledger.ring.owners(), self.is_known, now)
         self.ledger.report_free()
         for peer, number in self.ledger.wanted_back():
             self.effects.append(Send(peer, Kind.SPACE_REQUEST, Range(number, number + 1)))

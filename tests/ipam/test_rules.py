@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipam import wire
+from ipam.account import report
 from ipam.founding import Init
 from ipam.ledger import Ledger
 from ipam.operations import Allocate, Answer, Claim, Order, Send
@@ -237,6 +238,25 @@ def test_ways_to_begin() -> None:
     assert Init.parse("seed=::1,01::2") == Init(seeds=(PeerName(1), PeerName(0x010000000002)))
     assert Init.parse("observer") == Init(elector=False)
     assert Init.parse("") == Init.parse("consensus") == Init.parse("consensus=0") == Init()
+
+
+def test_how_long_an_owner_is_out_of_reach() -> None:
+    world = World(Random(1), ["seed=::1,::2,::3"] * 3)
+    world.settle()
+    allocator = world.core(world.peers[1])
+    world.groups = {2: 1}
+    allocator.tick(100.0)
+    world.groups = {2: 1, 3: 1}
+    allocator.tick(160.0)
+    allocator.tick(165.0)
+    assert allocator.absences.rows() == [(OTHER, 65.0), (PeerName(3), 5.0)]
+    assert report(allocator, UNIVERSE)["Unreachable"] == [
+        {"Peer": "00:00:00:00:00:02", "Nickname": "host2", "Seconds": 65},
+        {"Peer": "00:00:00:00:00:03", "Nickname": "host3", "Seconds": 5},
+    ]
+    world.groups = {}
+    allocator.tick(170.0)
+    assert allocator.absences.rows() == []
 
 
 # --- what is loaded ---
