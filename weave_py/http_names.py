@@ -7,7 +7,7 @@ from typing import Protocol
 from aiohttp import web
 
 from dns.service import Listed
-from weave_py.http import HttpError, form_of
+from weave_py.http import HttpError, boolean, form_of
 from weave_py.report import to_json
 
 _JSON = "application/json"
@@ -88,8 +88,10 @@ class _Handlers:
         where = request.match_info
         if "ip" in where:
             _check(where["ip"])
-        # Only the query counts: a body of DELETE has no meaning.
-        name = request.query.get("fqdn", "")
+        form = await form_of(request)
+        name = form.get("fqdn", [""])[0]
+        if not name and "container" not in where and not boolean("all", form.get("all", ["false"])[0]):
+            raise HttpError(400, "which name? give fqdn=NAME, or all=true for every name that was registered here")
         hostname = _qualified(name) if name else None
         self._names.delete(hostname=hostname, container=where.get("container"), address=where.get("ip"))
         return await self._kept()

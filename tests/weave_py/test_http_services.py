@@ -123,6 +123,35 @@ async def test_a_session_about_names() -> None:
     await names.stop()
 
 
+async def test_names_are_removed_by_what_is_asked_for_alone() -> None:
+    """A name in a body counts, and a request that names nothing does not remove everything."""
+    names = NameService(
+        PeerName(1),
+        NameSettings(),
+        known=lambda name: True,
+        clock=lambda: NOW,
+        rng=random.Random(1),
+        journal=None,
+        log=LOG,
+    )
+    names.attach(lambda channel, user: Unheard())
+    for hostname in ("a", "b", "c"):
+        names.add(f"{hostname}.weave.local.", "ctr1", "10.32.0.1")
+
+    def alive() -> set[str]:
+        return {entry.hostname[0] for entry in names.entries() if not entry.tombstone}
+
+    async with served(names=names) as address:
+        assert (await ask(address, "DELETE", "/name", body="fqdn=a.weave.local"))[0] == "204 No Content"
+        assert alive() == {"b", "c"}
+        status, text = await ask(address, "DELETE", "/name")
+        assert (status, alive()) == ("400 Bad Request", {"b", "c"})
+        assert "all=true" in text
+        assert (await ask(address, "DELETE", "/name?all=true"))[0] == "204 No Content"
+        assert alive() == set()
+    await names.stop()
+
+
 async def test_who_hangs_up_gets_no_address() -> None:
     """A request that waits for consensus ends with its client; the next one is not in its way."""
     async with hub("consensus=3") as made, served(ipam=made.peers[1]) as address:
