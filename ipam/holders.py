@@ -77,16 +77,18 @@ class Holders:
             else:
                 self._saved.pop(ident, None)
 
-    def restore(self) -> None:
-        """Go back to what the journal holds."""
+    def restore(self) -> set[str]:
+        """Go back to what the journal holds; the identifiers that were changed."""
         for ident, each in self._saved.items():
             if each is None:
                 self._owned.pop(ident, None)
             else:
                 self._owned[ident] = each
         self._by_address = {cidr.addr: ident for ident, each in self._owned.items() for cidr in each.cidrs}
+        changed = set(self._saved)
         self._unsaved.clear()
         self._saved.clear()
+        return changed
 
     def _set(self, ident: str, each: Owned | None) -> None:
         self._saved.setdefault(ident, self._owned.get(ident))

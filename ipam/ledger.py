@@ -14,7 +14,7 @@ from ipam.holders import Holders
 from ipam.merge import Dispute, Merge, merge
 from ipam.ranges import SMALLEST, Range, Subnet
 from ipam.ring import Copy, Ring, RingError
-from ipam.seams import Address, Change, Cidr, JournalError, Owned, Saved
+from ipam.seams import Address, Change, Cidr, JournalError, Saved
 from ipam.space import Space
 from mesh.gob import GobError
 from mesh.names import UNKNOWN, PeerName, format_peer_name
@@ -38,8 +38,9 @@ class Ledger:
         self._ourself = ourself
         self.universe = universe
         self._log = log
-        # What the journal holds and we do not: it is overwritten with the first record.
-        self._discarded: dict[str, Owned | None] | None = None
+        # Identifiers, and with them the ring, that the journal may hold otherwise than we: it was another's, or a
+        # commit failed, of which nobody knows how far it came. The next record has them all.
+        self._rewrite: set[str] | None = None
         self._due = False
         self.ring = self.committed = Ring(universe)
         self.holders = Holders({})
@@ -56,19 +57,22 @@ class Ledger:
         problem = None
         if saved.ring is not None:
             try:
-                ring, holder = wire.decode_ring(saved.ring, self.universe)
-            except GobError as error:
+                copy = wire.decode_ring(saved.ring)
+                ring = copy.over(self.universe).clamped()
+                if copy.bounds == self.universe.range:
+                    ring.check()
+            except (GobError, RingError) as error:
                 raise JournalError(f"the stored ring cannot be read: {error}") from error
-            except RingError as error:
-                problem = str(error)
+            if copy.bounds != self.universe.range:
+                bounds = wire.bounds_text(copy.bounds)
+                problem = f"Deleting persisted data for IPAM range {bounds}; our range is {self.universe}"
+            elif copy.holder not in (UNKNOWN, self._ourself):
+                problem = f"Deleting persisted data for peername {format_peer_name(copy.holder)}"
             else:
-                if holder not in (UNKNOWN, self._ourself):
-                    problem = f"Deleting persisted data for peername {format_peer_name(holder)}"
-                else:
-                    self.ring = self.committed = ring
+                self.ring = self.committed = ring
         if problem is not None:
             self._log.warning("%s", problem)
-            self._discarded = dict.fromkeys(saved.owned)
+            self._rewrite = set(saved.owned)
             return
         self.holders = Holders(saved.owned)
         self._rebuild()
@@ -236,26 +240,28 @@ class Ledger:
 
     def record_turn(self) -> Record:
         """All that changed since the last one."""
-        due, self._due = self._due or self._discarded is not None, False
-        if due or (self.ring is not self.committed and _shape(self.ring) != _shape(self.committed)):
+        due, self._due = self._due, False
+        rewrite = self._rewrite
+        moved = self.ring is not self.committed and _shape(self.ring) != _shape(self.committed)
+        ring = self.committed
+        if due or moved or rewrite is not None:
             self.ring = self.ring.reporting(self._ourself, self.space.free.count)
             ring = self.ring if self.ring != self.committed else self.committed
-        else:
-            ring = self.committed
-        rewrite = ring is not self.committed or self._discarded is not None
-        stored = wire.encode_ring(ring, self._ourself) if rewrite else None
-        return Record(ring, Change(stored, {**(self._discarded or {}), **self.holders.unsaved()}))
+        changed = ring is not self.committed or rewrite is not None
+        stored = wire.encode_ring(ring, self._ourself) if changed else None
+        again = {ident: self.holders.owned.get(ident) for ident in rewrite or ()}
+        return Record(ring, Change(stored, {**again, **self.holders.unsaved()}))
 
     def commit(self, record: Record) -> None:
         """The journal has it."""
         self.committed = record.ring
-        self._discarded = None
+        self._rewrite = None
         self.holders.saved(record.change.owned)
 
     def roll_back(self) -> None:
-        """The journal could not take it: be again what it holds."""
+        """The journal could not take it: be again what it held before."""
         self.ring = self.committed
-        self.holders.restore()
+        self._rewrite = (self._rewrite or set()) | self.holders.restore()
         self._disputes.clear()
         self._rebuild()
 

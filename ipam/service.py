@@ -298,8 +298,9 @@ class Ipam:
         else:
             self._core.ledger.commit(record)
             self._trouble = ""
+            # After a failure the next operation or tick tries again.
+            self._soon()
         self._release(effects)
-        self._soon()
 
     def _failed(self, effects: list[Effect], reason: str) -> list[Effect]:
         if reason != self._trouble:

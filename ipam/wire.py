@@ -10,8 +10,8 @@ from enum import IntEnum
 from ipaddress import IPv4Address
 
 from ipam.paxos import NONE, Claims, Node, Proposal, Value
-from ipam.ranges import Range, Subnet
-from ipam.ring import Copy, Entry, Ring, RingError
+from ipam.ranges import Range
+from ipam.ring import Copy, Entry, Ring
 from mesh import gob
 from mesh.gob import GobError
 from mesh.names import UNKNOWN, PeerName
@@ -185,14 +185,9 @@ def decode_state(data: bytes) -> State:
     )
 
 
-def decode_ring(data: bytes, universe: Subnet) -> tuple[Ring, PeerName]:
-    """A stored ring and whose copy it is. Raises GobError, and RingError where it is another universe's or none."""
-    copy = _copy(gob.decode(data, _RING))
-    if copy.bounds != universe.range:
-        raise RingError(f"Deleting persisted data for IPAM range {bounds_text(copy.bounds)}; our range is {universe}")
-    ring = copy.over(universe)
-    ring.check()
-    return ring, copy.holder
+def decode_ring(data: bytes) -> Copy:
+    """A stored ring, unchecked, and whose it is. Raises GobError."""
+    return _copy(gob.decode(data, _RING))
 
 
 def decode_request(data: bytes) -> Range:

@@ -17,7 +17,7 @@ from ipam.founding import Init
 from ipam.ledger import Ledger
 from ipam.operations import Allocate, Answer, Claim, Order, Send
 from ipam.ranges import Range, Subnet
-from ipam.ring import Copy, Ring
+from ipam.ring import Copy, Entry, Ring
 from ipam.seams import Change, Cidr, JournalError, Owned, Saved
 from ipam.space import Space
 from ipam.wire import Kind
@@ -286,7 +286,7 @@ def test_what_is_anothers_is_overwritten(universe: str) -> None:
     record = ledger.record_turn()
     assert record.change.owned == {"a": None}
     assert record.change.ring is not None
-    assert wire.decode_ring(record.change.ring, UNIVERSE) == (Ring(UNIVERSE), US)
+    assert wire.decode_ring(record.change.ring) == Copy(UNIVERSE.range, US, (), ())
     # Until it is durable, every record says so.
     assert ledger.record_turn().change == record.change
     ledger.commit(record)
@@ -296,6 +296,16 @@ def test_what_is_anothers_is_overwritten(universe: str) -> None:
 def test_a_ring_that_cannot_be_read_ends_the_start() -> None:
     with pytest.raises(JournalError, match="the stored ring cannot be read"):
         Ledger(US, UNIVERSE, Saved(b"\x01\x02", {}), LOG)
+    entries = tuple(Entry(UNIVERSE.start + token, US, 0, 0) for token in (9, 3))
+    with pytest.raises(JournalError, match="the stored ring cannot be read: Ring not sorted"):
+        Ledger(US, UNIVERSE, saved(Ring(UNIVERSE, entries)), LOG)
+
+
+def test_a_hint_that_is_too_large_is_no_reason_to_forget_everything() -> None:
+    ring = Ring(UNIVERSE, (Entry(UNIVERSE.start, US, 3, 99),))
+    ledger = Ledger(US, UNIVERSE, saved(ring, a=("10.0.0.1/26",)), LOG)
+    assert ledger.ring.entries == (Entry(UNIVERSE.start, US, 3, UNIVERSE.size),)
+    assert ledger.holders.owned
 
 
 def test_hints_alone_are_written_at_the_tick() -> None:

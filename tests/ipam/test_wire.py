@@ -124,9 +124,9 @@ def test_a_real_conversation_is_followed() -> None:
 def test_stored_rings() -> None:
     stored = [value for value in document("persistence_values.json")["values"] if value["key"] == "ring"]
     for value in stored:
-        ring, holder = wire.decode_ring(bytes.fromhex(value["hex"]), UNIVERSE)
-        assert Copy(UNIVERSE.range, holder, ring.entries, ring.seeds) == copy(value["value"])
-        assert wire.decode_ring(wire.encode_ring(ring, holder), UNIVERSE) == (ring, holder)
+        read = wire.decode_ring(bytes.fromhex(value["hex"]))
+        assert read == copy(value["value"])
+        assert wire.decode_ring(wire.encode_ring(read.over(UNIVERSE), read.holder)) == read
     assert stored
 
 

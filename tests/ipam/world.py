@@ -173,10 +173,12 @@ class World:
         self.pump(peer)
 
     def fail(self, peer: Peer) -> None:
-        """The disk is full."""
+        """The disk is full; or it has it all, and only says that it has not."""
         if peer.under_way is None or peer.allocator is None:
             return
-        _, effects = peer.under_way
+        record, effects = peer.under_way
+        if self.rng.random() < 0.3:
+            peer.journal.commit(record.change)
         peer.under_way = None
         peer.versions = {}
         self.release(peer, peer.allocator.roll_back(effects, "no space left on device"))
