@@ -42,13 +42,16 @@ def run(tag: str, directory: Path, rounds: int, seconds: float) -> None:
 
 
 def _round(ends: list[str], seconds: float) -> tuple[float, float]:
-    """The rate of 64 flows as a share of one flow's, and the least flow as a share of what is fair."""
+    """The rate of 64 flows as a share of one flow's, and the least flow as a share of what is fair.
+
+    Flows that begin at once need seconds to find their shares, so they get four times as long as the single one.
+    """
     *carried, took = flows.tcp((ends[0], ends[1]), "10.32.0.2", seconds)
     single = sum(carried) / took
     with ThreadPoolExecutor(PEERS) as pool:
         runs = [
-            pool.submit(flows.tcp, (ends[0], ends[number]), f"10.32.0.{number + 1}", seconds, STREAMS, 5300 + number)
-            for number in range(1, PEERS + 1)
+            pool.submit(flows.tcp, (ends[0], end), f"10.32.0.{number}", 4 * seconds, STREAMS, 5300 + number)
+            for number, end in enumerate(ends[1:], 2)
         ]
         results = [done.result() for done in runs]
     each = [stream for *streams, _ in results for stream in streams]

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -37,7 +38,32 @@ def seeds(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed for this Python")
+NO_ATHERIS = pytest.mark.skipif(
+    importlib.util.find_spec("atheris") is None, reason="atheris is not installed for this Python"
+)
+
+
+@NO_ATHERIS
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "-runs=200",
+        pytest.param("-max_total_time=300", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
+    ],
+)
+def test_the_core_and_plain_python_agree(flag: str, tmp_path: Path) -> None:
+    pytest.importorskip("sleeve._sleeve", reason="the native core is not built")
+    corpus = tmp_path / "seeds"
+    corpus.mkdir()
+    for number in range(8):
+        (corpus / str(number)).write_bytes(Random(number).randbytes(3000))
+    command = [sys.executable, "-m", "tests.fuzz.fuzz_core", flag, "-max_len=8192", "-rss_limit_mb=2048"]
+    command += [f"-artifact_prefix={tmp_path}/", str(corpus)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@NO_ATHERIS
 @pytest.mark.parametrize(
     "flag",
     [

@@ -32,11 +32,11 @@ _EDGES = (0, 1, 2, 13, 14, 15, 20, 33, 34, 54, 59, 60, 64, 255, 256, 1386, 1400,
 class Differ:
     """Two nodes and what they are fed with."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, random: Random | None = None) -> None:
         from tests.sleeve import stacks
 
         self.stacks = stacks
-        self.random = Random(seed)
+        self.random = random or Random(seed)
         # Where addresses wander between peers, frames are Python's by turns and overtake each other: one at a time.
         self.calm = seed % 2 == 0
         passing = self.random.random() < 0.7
