@@ -15,7 +15,6 @@
 #endif
 #define SOL_UDP_ 17
 #define WAIT_MS 2
-/* A datagram that is not the first of a run begins two octets into the cipher's zeros of nobody: see box.c. */
 #define LANE_BYTES (LEAD + MAX_PAYLOAD + SLACK)
 
 bool out_make(outbox *out, core *c, int index, ring *events)
@@ -214,10 +213,9 @@ static bool lane_send(outbox *out, lane *l)
 }
 
 /* Seal the datagram being filled. */
-static void finish(outbox *out, lane *l)
+static void finish(lane *l)
 {
     session *s = l->to;
-    (void)out;
     if (s->sealed) {
         uint64_t sequence = __atomic_fetch_add(&s->next[l->df], 1, __ATOMIC_RELAXED);
         box_seal(s->key_out, sequence | (l->df ? DF_BIT : 0), first(l) + l->start, l->end - l->start);
@@ -231,7 +229,7 @@ static void finish(outbox *out, lane *l)
 static void lane_flush(outbox *out, lane *l)
 {
     if (l->frames)
-        finish(out, l);
+        finish(l);
     if (l->count)
         lane_send(out, l);
 }
@@ -267,11 +265,11 @@ uint8_t *out_frame(outbox *out, session *s, uint64_t source, uint64_t destinatio
     }
     lane *l = lane_for(out, s, df);
     if (l->frames && (l->end - l->start + room > s->max_payload || l->frames >= MAX_FRAMES))
-        finish(out, l);
+        finish(l);
     if (l->frames == 0 && (l->count == MAX_SEGMENTS || l->end + s->head + room > MAX_PAYLOAD))
         lane_send(out, l);
     if (l->end + room > MAX_PAYLOAD) {
-        finish(out, l);
+        finish(l);
         lane_send(out, l);
     }
     uint8_t *at = first(l) + l->end;
@@ -330,7 +328,7 @@ void session_send_alone(
     if (to) {
         memcpy(to, frame, size);
         lane *l = lane_for(out, s, df);
-        finish(out, l);
+        finish(l);
         if (lane_send(out, l) && __atomic_exchange_n(&s->trouble, 0, __ATOMIC_RELAXED))
             event(out, s, TROUBLE, 0);
     }
