@@ -246,6 +246,8 @@ class Allocator:
         self.ledger.report_free()
         for peer, number in self.ledger.wanted_back():
             self.effects.append(Send(peer, Kind.SPACE_REQUEST, Range(number, number + 1)))
+        for claim in self.claims:
+            claim.asked = None
         self.requests.tick([operation.subnet.range for operation in self.allocates])
         if self.ledger.ring:
             self._retry()
@@ -284,7 +286,10 @@ class Allocator:
             self.effects.append(Send(peer, Kind.SPACE_REQUEST, wanted))
 
     def _ask_for(self, claim: Claim, owner: PeerName) -> None:
-        """Ask the owner of an address for it. Answers a claim early, or at last, where that is not possible."""
+        """Ask the owner of an address for it, once a tick: a ring changes with every address that is granted."""
+        if claim.asked == owner:
+            return
+        claim.asked = owner
         number = int(claim.cidr.addr)
         self.effects.append(Send(owner, Kind.SPACE_REQUEST, Range(number, number + 1)))
 
@@ -445,20 +450,11 @@ class Allocator:
         self._log.info("Shutdown")
         self.shutting_down = True
         self._cancel_all("this router left the ring")
-        heir = self._heir()
+        heir = self.nicknames.heir([entry.peer for entry in self.ledger.ring.entries])
         self.ledger.leave(heir)
         if heir is not None:
             self.effects.append(Broadcast())
         self._answer(order)
-
-    def _heir(self) -> PeerName | None:
-        if not self.ledger.ring:
-            return None
-        owners = [entry.peer for entry in self.ledger.ring.entries if entry.peer not in (self.ourself, UNKNOWN)]
-        others = self.nicknames.others()
-        knows = self._mesh.knows
-        choices = [*filter(knows, owners), *filter(knows, others), *owners, *others]
-        return choices[0] if choices else None
 
     def is_known(self, name: PeerName) -> bool:
         """Whether a peer can be reached: ourselves always."""

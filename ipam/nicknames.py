@@ -3,10 +3,10 @@
 People see and type nicknames; they need not be unique. Source: IPAM spec §5.1, §6, §13, cure D9 of §21.
 """
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from ipam.seams import IpamError, Mesh
-from mesh.names import InvalidPeerNameError, PeerName, format_peer_name, parse_peer_name
+from mesh.names import UNKNOWN, InvalidPeerNameError, PeerName, format_peer_name, parse_peer_name
 
 _LIMIT = 4096
 
@@ -37,6 +37,15 @@ class Nicknames:
 
     def others(self) -> list[PeerName]:
         return [name for name in self.all() if name != self._ourself]
+
+    def heir(self, owners: Sequence[PeerName]) -> PeerName | None:
+        """Who gets what is ours when we leave: rather one that is reached, rather an owner, in the ring's order."""
+        if not owners:
+            return None
+        having = [name for name in owners if name not in (self._ourself, UNKNOWN)]
+        others, knows = self.others(), self._mesh.knows
+        choices = [*filter(knows, having), *filter(knows, others), *having, *others]
+        return choices[0] if choices else None
 
     def all(self) -> dict[PeerName, str]:
         """With those that only the mesh knows."""

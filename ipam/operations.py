@@ -24,7 +24,8 @@ class Prime:
 class Claim:
     """Hold this very address. `lenient`: it counts as done where its owner cannot be asked, and is tried further.
 
-    `found`: the address is on this host already. `attempts`: how often its owner could not be asked.
+    `found`: the address is on this host already. `attempts`: how often its owner could not be asked. `asked`: who was
+    asked for it since the last tick.
     """
 
     ident: str
@@ -34,7 +35,7 @@ class Claim:
     found: bool = False
     answered: bool = False
     attempts: int = 0
-    reason: str = ""
+    asked: PeerName | None = None
 
     def cancelled(self) -> str:
         return f"Claim request for {self.ident} cancelled"

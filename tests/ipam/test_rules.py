@@ -214,6 +214,26 @@ def test_only_the_owner_can_refuse_an_address() -> None:
     assert str(answer.error) == "address 10.0.0.40/26 is owned by other peer 00:00:00:00:00:02 (host2)"
 
 
+def test_many_claims_are_few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(Random(1), ["seed=::1,::2"] * 2)
+    world.settle()
+    one = world.peers[1]
+    asked: list[Send] = []
+    send = World.send
+
+    def counted(self: World, peer: Peer, each: Send) -> None:
+        asked.extend([each] if peer is one and each.kind is Kind.SPACE_REQUEST else [])
+        send(self, peer, each)
+
+    monkeypatch.setattr(World, "send", counted)
+    for number in range(32, 62):
+        world.core(one).claim(Claim(f"c{number}", cidr(f"10.0.0.{number}/26"), lenient=True))
+    world.pump(one, commit=True)
+    world.flush()
+    assert len(asked) == 30
+    assert len(world.core(one).ledger.holders.owned) == 30
+
+
 @pytest.mark.parametrize(
     ("init", "targets", "quorum"),
     [
