@@ -21,6 +21,7 @@ from ipam.ledger import Record
 from ipam.operations import Allocate, Answer, Broadcast, Claim, Effect, Operation, Order, Prime, Send
 from ipam.paxos import Node
 from ipam.ranges import Subnet
+from ipam.ring import Ring
 from ipam.seams import Address, Cidr, IpamError, Journal, JournalError, Mesh, Owned, Saved, Unavailable
 from ipam.wire import Kind
 from mesh.names import UNKNOWN, PeerName
@@ -65,6 +66,7 @@ class Ipam:
         self._turn_due: asyncio.Handle | None = None
         self._ticks: asyncio.TimerHandle | None = None
         self._trouble = ""
+        self._said: tuple[int, Ring, bytes] | None = None
 
         def begin(saved: Saved | None) -> Allocator:
             node = Node(name, uid)
@@ -260,7 +262,14 @@ class Ipam:
         return None
 
     def gossip(self) -> bytes | None:
-        return None if self._allocator is None else self._allocator.state(int(time.time()))
+        return None if self._allocator is None else self._state()
+
+    def _state(self) -> bytes:
+        """Our state. With a ring it is the same for a second: a round of gossip goes to many neighbours."""
+        now, ring = int(time.time()), self._core.ledger.committed
+        if self._said is None or self._said[0] != now or self._said[1] is not ring or not ring:
+            self._said = (now, ring, self._core.state(now))
+        return self._said[2]
 
     # --- turns ---
 
@@ -317,7 +326,7 @@ class Ipam:
                 continue
             assert self._gossip is not None, "start comes first"
             if state is None:
-                state = self._core.state(int(time.time()))
+                state = self._state()
             if isinstance(effect, Broadcast):
                 # It says all that is committed: once is enough.
                 if not told:
