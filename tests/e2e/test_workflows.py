@@ -16,6 +16,7 @@ from lab.traffic import ping
 from tests import workflows
 from tests.clusters import cluster, mesh_links
 from tests.rings import (
+    GOSSIP,
     await_each,
     await_names,
     await_one_ring,
@@ -38,6 +39,7 @@ def test_w01_interactive() -> None:
     with cluster(ipam=RANGE, dns=True, launched=True) as made:
         workflows.w01_interactive(made, 3)
         server = made.routers[1].name_server()
+        assert not ping(made.underlay.container(1), server), "an address for names alone serves nothing else"
         attached = {number: made.attach(number, container=10 + number) for number in made.routers}
         for number, one in attached.items():
             made.routers[number].weave("dns-add", one.namespace, "-h", f"c{number}.weave.local")
@@ -369,3 +371,20 @@ def test_containers_come_and_go() -> None:
         assert "10.32.0.2" not in others and len(others) == 2
         assert section(router, "ipam")["Range"] == RANGE
         await_ready(made)
+
+
+def test_a_container_that_ended_while_the_router_was_down() -> None:
+    """Its address is free again and its name is gone; names that belong to no container are as they were."""
+    with cluster(ipam=RANGE, dns=True) as made:
+        flags = ("--dns-listen-address", "127.0.0.1:53")
+        router = made.start(1, [], *flags)
+        stays, ends = made.attach(1), made.attach(1, container=2)
+        for one, name in ((stays, "stays"), (ends, "ends")):
+            router.weave("dns-add", one.namespace, "-h", f"{name}.weave.local")
+        router.weave("dns-add", "192.0.2.7", "-h", "outside.weave.local")
+        router.stop(kill=True)
+        run("ip", "netns", "del", ends.namespace)
+        router = made.start(1, [], *flags)
+        await_names(made, {"stays", "outside"})
+        wait_until("its address is free", lambda: router.owned() == {stays.namespace: [f"{stays.address}/12"]}, GOSSIP)
+        assert router.weave("dns-lookup", "outside") == "192.0.2.7\n"

@@ -208,6 +208,24 @@ def test_names_of_either_kind(foreign: list[int]) -> None:
         workflows.resolve(attached[2], servers[2], "service.weave.local", every[1:])
 
 
+def test_names_of_ours_outlive_its_restart() -> None:
+    """Names given by hand come back with the router that they were given to, for real routers as well."""
+    with cluster([1], REAL, ipam=RANGE, dns=True) as made:
+        made.start_all(2)
+        made.await_links(mesh_links(2))
+        made.routers[2].add_name("outside.weave.local", "weave:extern", "192.0.2.7")
+        made.routers[1].add_name("real.weave.local", "weave:extern", "192.0.2.8")
+        await_names(made, {"outside", "real"})
+        for kill in (False, True):
+            made.routers[2].stop(kill=kill)
+            await_names(made, {"real"}, among=[1])
+            made.start(2, [1])
+            made.await_links(mesh_links(2))
+            await_names(made, {"outside", "real"})
+        made.routers[2].demand("DELETE", "/name/weave:extern/192.0.2.7")
+        await_names(made, {"real"})
+
+
 def _all_linked(made: Cluster, numbers: tuple[int, ...]) -> None:
     made.await_links({number: set(numbers) - {number} for number in numbers}, timeout=GOSSIP)
 
