@@ -436,8 +436,8 @@ class Allocator:
             self._answer(order)
             return 0
         if self._mesh.knows(name) and not force:
-            text = f"{self.nicknames.text([name])} is reachable: two peers would own its addresses; stop it first"
-            raise IpamError(text)
+            shown = self.nicknames.text([name])
+            raise IpamError(f"{shown} is reachable: two peers would own its addresses; stop it first, or --force")
         count = self.ledger.transfer(name, self.ourself)
         if count:
             self.effects.append(Broadcast())

@@ -40,7 +40,7 @@ weave --help | help
       prime
       connect     [--replace] <peer> ...
       forget      <peer> ...
-      rmpeer      [--strict] <peer_id> ...
+      rmpeer      [--strict] [--force] <peer_id> ...
 
       attach      [--without-dns] [--rewrite-hosts] [--add-host <name>:<ip>] [--no-multicast-route]
                   [<addr> ...] <target>
@@ -158,14 +158,15 @@ def _prime(arguments: list[str]) -> int:
 def _rmpeer(arguments: list[str]) -> int:
     """Each peer's space is taken over, whatever became of the others before it."""
     words = list(arguments)
-    as_json, strict = take_flag(words, "--json"), take_flag(words, "--strict")
+    as_json, strict, force = (take_flag(words, flag) for flag in ("--json", "--strict", "--force"))
+    query = {"force": "true"} if force else {}
     refuse_options(words)
     if not words:
         raise UsageError("")
     code, taken = 0, {}
     for peer in words:
         try:
-            answer = call("DELETE", api_path("peer", peer))
+            answer = call("DELETE", api_path("peer", peer, **query))
         except CliError as error:
             print(error, file=sys.stderr)
             code = 1

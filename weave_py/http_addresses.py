@@ -46,7 +46,7 @@ class Allocation(Protocol):
     async def delete(self, ident: str) -> None: ...
     async def prime(self, *, timeout: float | None = None) -> None: ...
     async def shut_down(self) -> None: ...
-    async def take_over(self, peer: str) -> int: ...
+    async def take_over(self, peer: str, *, force: bool = False) -> int: ...
 
 
 def add_routes(application: web.Application, ipam: Allocation, tracker: str) -> None:
@@ -144,7 +144,9 @@ class _Handlers:
 
     async def take_over(self, request: web.Request) -> web.Response:
         peer = request.match_info["peer"]
-        count = await _answer(self._ipam.take_over(peer))
+        # Of one that can be reached it is refused, since it goes on giving out the same addresses.
+        force = _flag(await form_of(request), "force")
+        count = await _answer(self._ipam.take_over(peer, force=force))
         return web.Response(text=f"{count} IPs taken over from {peer}\n")
 
     async def _subnet(self, request: web.Request) -> Subnet | None:

@@ -8,7 +8,7 @@ _weave() {
         expose) words="--without-masquerade -h --json net:default" ;;
         hide) words="--json net:default" ;;
         forget) words=$(weave status targets 2>/dev/null) ;;
-        rmpeer) words="--strict --json $(weave report -f '{{range .Router.Peers}}{{.NickName}} {{end}}' 2>/dev/null)" ;;
+        rmpeer) words="--strict --force --json $(weave report -f '{{range .Router.Peers}}{{.NickName}} {{end}}' 2>/dev/null)" ;;
     esac
     if [ "$COMP_CWORD" = 1 ]; then
         words=$(weave help 2>/dev/null | sed -n '/^where /q; s/^ \{6\}\([a-z-]\{2,\}\).*/\1/p')

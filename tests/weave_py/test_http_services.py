@@ -192,6 +192,16 @@ async def test_who_left_the_ring_says_so() -> None:
         assert "left the ring" in text
 
 
+async def test_a_peer_that_lives_is_taken_over_by_force_alone() -> None:
+    async with hub("consensus=2", "consensus=2") as made, served(ipam=made.peers[1]) as address:
+        made.gossip()
+        await made.peers[1].allocate("a")
+        status, text = await ask(address, "DELETE", "/peer/host2")
+        assert status == "400 Bad Request"
+        assert text.endswith("stop it first, or --force\n")
+        assert await ask(address, "DELETE", "/peer/host2?force=true") == ("200 OK", "128 IPs taken over from host2\n")
+
+
 async def test_what_is_off_is_not_there() -> None:
     async with served() as address:
         for method, path in [("GET", "/ring"), ("POST", "/ip/x"), ("GET", "/domain"), ("GET", "/name")]:
