@@ -145,6 +145,33 @@ def test_one_of_ours_comes_back_after_it_was_given_up(foreign: list[int]) -> Non
         assert ping(anew.namespace, attached[3].address, count=10)
 
 
+@pytest.mark.parametrize("used", [False, True], ids=["nothing-given-meanwhile", "some-given-meanwhile"])
+def test_a_real_one_comes_back_after_one_of_ours_took_over(used: bool) -> None:
+    """It was removed while it only seemed dead, and comes back with its ring and addresses in use: it would break
+    every connection over the loss. It gets back what nobody uses; what is used says whose it is to end."""
+    with cluster([1], REAL, ipam=RANGE) as made:
+        made.start_all(3)
+        made.await_links(mesh_links(3))
+        attached = workflows.attach_everywhere(made)
+        await_one_ring(made)
+        made.routers.pop(1).stop(kill=True)
+        await_gone(made, 1)
+        made.routers[2].remove_peer("host1")
+        await_each(made, "host 1 owns nothing", lambda router: set(owners(router)) == {2, 3})
+        # Its own container's address is the lowest, so it is the first that is given again.
+        given = made.routers[2].allocate("meanwhile").partition("/")[0] if used else ""
+        made.start(1, [2, 3])
+        if given == attached[1].address:
+            what = "host 2 says what is disputed"
+            await_each(made, what, lambda router: "Dispute" in router.get("/status"), among=[2])
+            made.routers[2].demand("DELETE", "/ip/meanwhile")
+        made.await_links(mesh_links(3), timeout=180)
+        await_one_ring(made)
+        no_address_twice(made)
+        assert made.routers[1].owned()[attached[1].namespace] == [f"{attached[1].address}/12"]
+        assert not any("Dispute" in made.routers[number].get("/status") for number in (2, 3))
+
+
 def test_five_hosts_through_a_life() -> None:
     """Three real and two of ours: one of each leaves, one of each dies, all come back, and traffic passes."""
     with cluster([1, 3, 4], REAL, ipam=RANGE) as made:
