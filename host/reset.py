@@ -11,12 +11,12 @@ from functools import partial
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from host import multicast, netns, rules
+from host import multicast, netns, rules, vxlan
 from host.bridge import DATAPATH, error_text
 from host.containers import containers
 from host.errors import HostError
 from host.iptables import remove_old
-from host.links import Link, links
+from host.links import Link, by_name, links
 from nft.wire import NftError
 
 _PREFIX = "vethwe"
@@ -31,7 +31,9 @@ def reset(bridge: str) -> list[str]:
             netns.inside(container.namespace, partial(multicast.limit, container.interface, ()))
     try:
         with IPRoute() as ip:
-            removed += [link.name for link in links(ip) if _is_ours(link, bridge) and _deleted(ip, link)]
+            master = by_name(ip, bridge)
+            index = None if master is None else master.index
+            removed += [link.name for link in links(ip) if _is_ours(link, bridge, index) and _deleted(ip, link)]
         removed += rules.remove()
         removed += remove_old(bridge)
     except (NetlinkError, NftError, OSError) as error:
@@ -39,8 +41,9 @@ def reset(bridge: str) -> list[str]:
     return removed
 
 
-def _is_ours(link: Link, bridge: str) -> bool:
-    return link.name == bridge or link.name.startswith(_PREFIX) or (link.name, link.kind) == (DATAPATH, "openvswitch")
+def _is_ours(link: Link, bridge: str, index: int | None) -> bool:
+    named = link.name == bridge or link.name.startswith(_PREFIX)
+    return named or vxlan.is_ours(link, index) or (link.name, link.kind) == (DATAPATH, "openvswitch")
 
 
 def _deleted(ip: IPRoute, link: Link) -> bool:

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -19,6 +20,7 @@ from host.links import by_name
 from host.sysctl import refuse_advertisements, silence
 
 TAP_NAME = "vethwe-sleeve"
+CONTROL_NAME = "vethwe-ctl"
 _TUNSETIFF = 0x400454CA
 _TUNSETOFFLOAD = 0x400454D0
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
@@ -26,19 +28,29 @@ _IFREQ = struct.Struct("16sH22x")
 _TX_QUEUE = 1000
 
 
-def open_tap(bridge: str, mtu: int, name: str = TAP_NAME) -> int:
+def open_tap(bridge: str, mtu: int, name: str = TAP_NAME, *, unknown: bool = True) -> int:
     """A TAP port on the bridge, up, of this MTU (octets); its non-blocking descriptor. Raises HostError.
 
     Frames carry a virtio-net header of 10 octets; no offload is on, so the kernel hands over finished frames.
+    `unknown`: whether the bridge floods frames for addresses that it does not know to it.
     """
+    return _open(name, _IFF_VNET_HDR, lambda: _join(bridge, mtu, name, unknown))
+
+
+def open_control(mtu: int, name: str = CONTROL_NAME) -> int:
+    """A TAP outside the bridge, up, on which the kernel's programs hand frames to us; its descriptor. HostError."""
+    return _open(name, 0, lambda: _stand_alone(mtu, name))
+
+
+def _open(name: str, flags: int, settle: Callable[[], None]) -> int:
     try:
         descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise HostError(f"unable to open /dev/net/tun: {error.strerror}; load the tun module") from error
     try:
-        fcntl.ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
+        fcntl.ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | flags))
         fcntl.ioctl(descriptor, _TUNSETOFFLOAD, 0)
-        _join(bridge, mtu, name)
+        settle()
     except BaseException as error:
         os.close(descriptor)
         if isinstance(error, OSError) and error.errno == errno.EBUSY:
@@ -49,7 +61,14 @@ def open_tap(bridge: str, mtu: int, name: str = TAP_NAME) -> int:
     return descriptor
 
 
-def _join(bridge: str, mtu: int, name: str) -> None:
+def _stand_alone(mtu: int, name: str) -> None:
+    with IPRoute() as ip:
+        silence(name)
+        refuse_advertisements(name)
+        ip.link("set", index=ip.link_lookup(ifname=name)[0], mtu=mtu, txqlen=_TX_QUEUE, state="up")
+
+
+def _join(bridge: str, mtu: int, name: str, unknown: bool) -> None:
     with IPRoute() as ip:
         port, master = by_name(ip, name), by_name(ip, bridge)
         if master is None:
@@ -58,5 +77,5 @@ def _join(bridge: str, mtu: int, name: str) -> None:
         silence(name)
         refuse_advertisements(name)
         ip.link("set", index=port.index, mtu=mtu, txqlen=_TX_QUEUE, master=master.index)
-        ip.brport("set", index=port.index, isolated=1, mode=0)
+        ip.brport("set", index=port.index, isolated=1, mode=0, unicast_flood=int(unknown))
         ip.link("set", index=port.index, state="up")

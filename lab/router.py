@@ -43,7 +43,7 @@ class Answer:
 class Router:
     """A running router. `foreign` is the path of one that is not ours; `build`, where another build of ours lies.
 
-    `ipam` is the range it gives addresses from; without one it gives none.
+    `ipam` is the range it gives addresses from; without one it gives none. `fastdp`: not over sleeve only.
     """
 
     host: Host
@@ -53,6 +53,7 @@ class Router:
     ipam: str = ""
     dns: bool = False
     build: Path | None = None
+    fastdp: bool = False
     process: "subprocess.Popen[bytes] | None" = field(default=None)
     launched: int | None = None
 
@@ -102,7 +103,8 @@ class Router:
     def flags(self) -> list[str]:
         """The flags that every start of it has."""
         flags = ["--name", peer_name(self.host.number), "--nickname", f"host{self.host.number}"]
-        flags += ["--http-addr", _CONTROL, "--no-fastdp", "--db-prefix", str(self.directory / "weave")]
+        flags += ["--http-addr", _CONTROL, "--db-prefix", str(self.directory / "weave")]
+        flags += [] if self.fastdp else ["--no-fastdp"]
         flags += ["--ipalloc-range", self.ipam] if self.ipam else []
         return flags if self.dns else [*flags, "--no-dns"]
 
@@ -168,7 +170,7 @@ class Router:
             if path.name != "weaver.log":
                 path.unlink()
         (self.directory / "restart.sentinel").unlink(missing_ok=True)
-        for link in ("weave", "vethwe-bridge", "vethwe-sleeve"):
+        for link in ("vxlan-6784", "weave", "vethwe-bridge", "vethwe-sleeve"):
             run("ip", "-n", self.host.namespace, "link", "del", link, check=False)
 
     def _stop_launched(self, pid: int, *, kill: bool, timeout: float) -> int:

@@ -126,7 +126,10 @@ class _Stream(asyncio.Protocol):
 
 
 class MeshService:
-    """The mesh on real sockets. Build it, build the overlay on its `topology`, attach, start."""
+    """The mesh on real sockets. Build it, build the overlay on its `topology`, attach, start.
+
+    `short_id` is the one to begin with, where an earlier process had one that its data path still goes by.
+    """
 
     def __init__(
         self,
@@ -137,6 +140,7 @@ class MeshService:
         log: logging.Logger,
         timing: Timing = TIMING,
         limits: Limits = LIMITS,
+        short_id: int | None = None,
     ) -> None:
         self._config = config
         self._log = log
@@ -157,6 +161,7 @@ class MeshService:
             log=log,
             timing=timing,
             limits=limits,
+            topology=Topology(config.name, config.nickname, uid, rng=rng, short_id=short_id),
         )
 
     @property

@@ -126,7 +126,10 @@ class Merge:
 
 
 class Topology:
-    """All known peers. `cache` shares decoded entries between the topologies of a simulation."""
+    """All known peers. `cache` shares decoded entries between the topologies of a simulation.
+
+    `short_id` is the one that ourself had before, if it is to have that again.
+    """
 
     def __init__(
         self,
@@ -136,6 +139,7 @@ class Topology:
         *,
         rng: Random,
         cache: MutableMapping[Pair, Entry] | None = None,
+        short_id: int | None = None,
     ) -> None:
         self.short_ids = ShortIds()
         self._cache = cache
@@ -148,8 +152,9 @@ class Topology:
         # Names whose entries changed since the routes were last calculated.
         self.changed: set[PeerName] = set()
         self._name = name
-        short_id = self.short_ids.choose(rng)
-        assert short_id is not None
+        if short_id is None:
+            short_id = self.short_ids.choose(rng)
+        assert short_id is not None, "nobody claims one yet"
         self._put(Entry(name, nickname, uid, 0, short_id, True))
 
     # --- looking up ---

@@ -47,7 +47,8 @@ class _LineBudget:
 class FrameRouter:
     """The frame router of one node (`overlay.seams.FrameSink`). `clock` gives monotonic seconds; frames may be runs.
 
-    `writer` keeps a table in step by which most frames are forwarded without coming here.
+    `writer` keeps a table in step by which most frames are forwarded without coming here. `in_kernel` says of a
+    neighbour whether the kernel gives it what the bridge floods.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class FrameRouter:
         log: logging.Logger,
         packet_debug: bool = False,
         writer: TableWriter | None = None,
+        in_kernel: Callable[[PeerName], bool] = lambda hop: False,
     ) -> None:
         self._topology = topology
         self._ourself = topology.ourself
@@ -69,6 +71,7 @@ class FrameRouter:
         self._log = log
         self._packet_debug = packet_debug
         self._writer = writer
+        self._in_kernel = in_kernel
         if writer is None:
             self.macs = MacTable(self._ourself)
         else:
@@ -97,11 +100,11 @@ class FrameRouter:
             if destination == _STP:
                 self.counts["stp"] += 1
                 return
-            self._flood(self._ourself, frame)
+            self._flood(self._ourself, frame, served=True)
             return
         owner = self.macs.owner(destination)
         if owner is None:
-            self._flood(self._ourself, frame)
+            self._flood(self._ourself, frame, served=True)
         elif owner == self._ourself:
             self.counts["local"] += 1
         else:
@@ -128,6 +131,22 @@ class FrameRouter:
         target = frame[:6]
         if target[0] & _GROUP or self.macs.owner(target) != self._ourself:
             self._flood(source, frame)
+
+    def learned(self, mac: bytes, peer: PeerName) -> None:
+        """The kernel met an address at a peer, ourself included."""
+        if peer != self._ourself:
+            self._learn_remote(mac, peer)
+        elif not mac[0] & _GROUP:
+            learned = self.macs.learn_local(mac, self._clock())
+            if learned in (Learned.NEW, Learned.MOVED):
+                self._discovered(learned)
+
+    def flooded(self, source: PeerName, frame: bytes, *, served: bool) -> None:
+        """A frame that the kernel put on the bridge goes on to next hops, but not to those that it served."""
+        if not self._topology.knows(source):
+            self.counts["unknown-peer"] += 1
+        else:
+            self._flood(source, frame, served=served)
 
     def _learn_remote(self, mac: bytes, peer: PeerName) -> None:
         if mac[0] & _GROUP or peer == self._ourself:
@@ -165,10 +184,12 @@ class FrameRouter:
         self._debug("relay", source, destination, frame)
         link.send(source, destination, frame, broadcast=False)
 
-    def _flood(self, source: PeerName, frame: bytes) -> None:
+    def _flood(self, source: PeerName, frame: bytes, *, served: bool = False) -> None:
         if self._writer is not None:
             self._writer.flooded(source)
         for hop in self._topology.broadcast(source):
+            if served and self._in_kernel(hop):
+                continue
             link = self._link(hop)
             if link is None:
                 self.counts["no-route"] += 1

@@ -71,6 +71,14 @@ class Forwarder(Protocol):
     def attrs(self) -> Mapping[str, AttrValue]:
         """`name`, `mtu`, `encrypted` only when True; further keys may follow."""
 
+    @property
+    def in_kernel(self) -> bool:
+        """Whether the kernel serves this link what it floods, from the local bridge and from its own links."""
+
+    @property
+    def reason(self) -> str:
+        """Why it carries nothing now, for a person; empty if it may."""
+
 
 class DataPath(Protocol):
     """A way of carrying frames: `sleeve` or `fastdp`."""
@@ -94,6 +102,16 @@ class FrameSink(Protocol):
 
     def received(self, source: PeerName, destination: PeerName, frame: bytes) -> None:
         """A frame, or a `Run`, came from a link: captured at `source`, on its way to `destination`."""
+
+
+class KernelSink(FrameSink, Protocol):
+    """The frame router, as the kernel's data path calls it."""
+
+    def learned(self, mac: bytes, peer: PeerName) -> None:
+        """The kernel saw a frame with this source, which it had not known there: at a peer, ourself included."""
+
+    def flooded(self, source: PeerName, frame: bytes, *, served: bool) -> None:
+        """A frame of `source` is on the bridge and goes on to next hops; `served`: the kernel's own have got it."""
 
 
 class Bridge(Protocol):

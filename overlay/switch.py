@@ -28,6 +28,8 @@ class Slot:
     forwarder: Forwarder | None
     established: bool = False
     on_hold: bool = False
+    # Why it was given up, for a person.
+    problem: str = ""
 
     @property
     def usable(self) -> bool:
@@ -95,6 +97,7 @@ class SwitchConnection:
             try:
                 self.slots[index].forwarder = switch.path(name).prepare(params, _SlotEvents(self, index))
             except OverlayError as error:
+                self.slots[index].problem = str(error)
                 switch.log.info("overlay_switch ->[%s] %s %s", self.label, name, error)
         if all(slot.forwarder is None for slot in self.slots):
             raise OverlayError(f"no working forwarders to {self.label}")
@@ -141,8 +144,21 @@ class SwitchConnection:
                 slot.forwarder = None
 
     def attrs(self) -> Mapping[str, AttrValue]:
-        forwarder = None if self._best is None else self.slots[self._best].forwarder
-        return {"name": "none"} if forwarder is None else forwarder.attrs()
+        forwarder = self.forwarder
+        attrs = {"name": "none"} if forwarder is None else dict(forwarder.attrs())
+        reason = self._reason()
+        return {**attrs, "reason": reason} if reason else attrs
+
+    def _reason(self) -> str:
+        """Why the most preferred of our data paths does not carry this connection's frames; empty if it does."""
+        wanted = self._switch.names[0]
+        slot = next((slot for slot in self.slots if slot.name == wanted), None)
+        if slot is None:
+            return f"the peer does not speak {wanted}"
+        if slot.forwarder is self.forwarder and slot.forwarder is not None:
+            return ""
+        reason = slot.problem if slot.forwarder is None else slot.forwarder.reason
+        return f"no {wanted}: {reason}" if reason else ""
 
     # --- the forwarders' side ---
 
@@ -160,6 +176,7 @@ class SwitchConnection:
             return
         self._switch.log.info("overlay_switch ->[%s] %s %s", self.label, slot.name, error)
         forwarder, slot.forwarder = slot.forwarder, None
+        slot.problem = str(error)
         forwarder.stop()
         self._choose()
 

@@ -5,7 +5,7 @@ each, so they are written once a source floods, and from then on with every chan
 Source: data plane spec §6.3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mesh.names import PeerName
@@ -60,8 +60,39 @@ class TableWriter:
     def _write_flood(self, source: PeerName) -> None:
         hops = [self._forwarder(hop) for hop in self._topology.broadcast(source)]
         known = [hop for hop in hops if hop is not None]
-        self.table.flood(source, known if len(known) == len(hops) else None)
+        # Frames of our own bridge: whoever forwards them serves the next hops that there are.
+        whole = len(known) == len(hops) or source == self._topology.ourself
+        self.table.flood(source, known if whole else None)
 
     def _forwarder(self, hop: PeerName | None) -> Forwarder | None:
         link = None if hop is None else self._link(hop)
         return None if link is None else link.forwarder
+
+
+class TwoTables:
+    """The kernel's table and sleeve's, written as one (`overlay.seams.ForwardingTable`).
+
+    The bridge gives what it floods to both ports. Each serves its own kind of next hop, so none gets two copies.
+    """
+
+    def __init__(self, kernel: ForwardingTable, sleeve: ForwardingTable, ourself: PeerName) -> None:
+        self._kernel = kernel
+        self._sleeve = sleeve
+        self._ourself = ourself
+
+    def address(self, mac: bytes, owner: PeerName | None) -> None:
+        self._kernel.address(mac, owner)
+        self._sleeve.address(mac, owner)
+
+    def seen(self, mac: bytes) -> float:
+        return max(self._kernel.seen(mac), self._sleeve.seen(mac))
+
+    def routes(self, hops: Sequence[tuple[PeerName, Forwarder | None]]) -> None:
+        self._kernel.routes(hops)
+        self._sleeve.routes(hops)
+
+    def flood(self, source: PeerName, hops: Sequence[Forwarder] | None) -> None:
+        self._kernel.flood(source, hops)
+        if hops is not None and source == self._ourself:
+            hops = [hop for hop in hops if not hop.in_kernel]
+        self._sleeve.flood(source, hops)

@@ -88,6 +88,14 @@ class SleeveForwarder:
     def accepts(self, source: PeerName, destination: PeerName) -> bool:
         return True
 
+    @property
+    def in_kernel(self) -> bool:
+        return False
+
+    @property
+    def reason(self) -> str:
+        return "" if self.link.established else "no answer to heartbeats yet"
+
     def attrs(self) -> Mapping[str, AttrValue]:
         attrs: dict[str, AttrValue] = {"name": "sleeve", "mtu": self.mtu.mtu}
         if self._channel.encrypted:

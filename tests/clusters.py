@@ -42,6 +42,7 @@ class Cluster:
     ipam: str = ""
     dns: bool = False
     launched: bool = False
+    fastdp: bool = False
     routers: dict[int, Router] = field(default_factory=dict)
 
     def start(
@@ -62,6 +63,7 @@ class Cluster:
             ipam=self.ipam,
             dns=self.dns,
             build=build,
+            fastdp=self.fastdp,
         )
         addresses = [self.address(peer) if isinstance(peer, int) else peer for peer in peers]
         if self.launched and router.foreign is None:
@@ -181,11 +183,12 @@ def cluster(
     ipam: str = "",
     dns: bool = False,
     launched: bool = False,
+    fastdp: bool = False,
 ) -> Iterator[Cluster]:
     """An empty cluster with namespaces of its own."""
     with tempfile.TemporaryDirectory(prefix="weave-test-") as directory:
         underlay = Underlay(f"wt{os.getpid()}{next(_numbers)}")
-        made = Cluster(underlay, Path(directory), frozenset(foreign), foreign_path, ipam, dns, launched)
+        made = Cluster(underlay, Path(directory), frozenset(foreign), foreign_path, ipam, dns, launched, fastdp)
         try:
             yield made
         finally:

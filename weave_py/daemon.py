@@ -21,17 +21,18 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
-from host.bridge import MAX_TAP_MTU, ensure_bridge
+from fastdp.datapath import FastDataPath
 from host.errors import HostError
-from host.tap import TAP_NAME, open_tap
+from host.tap import TAP_NAME
 from ipam.seams import IpamError
 from ipam.service import CHANNEL as IPAM_CHANNEL
 from mesh.config import MeshConfig
-from mesh.names import PeerName, format_peer_name, peer_label
+from mesh.names import PeerName, peer_label
 from mesh.tcp import MeshService, split_peer
 from overlay.forwarding import FrameRouter
+from overlay.seams import DataPath, ForwardingTable
 from overlay.switch import OverlaySwitch
-from overlay.table import TableWriter
+from overlay.table import TableWriter, TwoTables
 from sleeve.choice import packet_path
 from sleeve.datapath import SleeveDataPath
 from sleeve.path import Port
@@ -51,6 +52,7 @@ from weave_py.agreement_gossip import AgreementGossip
 from weave_py.begin import choose_name, choose_peers, open_store
 from weave_py.exposure import Exposure, find_docker, plan_of
 from weave_py.log import options_line
+from weave_py.ports import Ports, prepare
 from weave_py.services import ServiceError, Services
 from weave_py.settings import Settings
 from weave_py.store import Store, StoreError
@@ -69,6 +71,7 @@ class _Parts:
 
     service: MeshService
     sleeve: SleeveDataPath
+    fast: FastDataPath | None
     frames: FrameRouter
     tap: Port
     agreement: AgreementGossip
@@ -95,7 +98,7 @@ class Daemon:
 
     # --- life ---
 
-    async def run(self, name: PeerName, tap: int) -> None:
+    async def run(self, name: PeerName, ports: Ports) -> None:
         """Start, say so, and go on until told to stop. Raises StartError."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._unexpected)
@@ -106,7 +109,7 @@ class Daemon:
         faulthandler.register(signal.SIGQUIT, all_threads=True, chain=True)
         tasks: list[asyncio.Task[None]] = []
         try:
-            self._assemble(loop, name, tap)
+            self._assemble(loop, name, ports)
             await self._start()
             self._mark(running=True)
             # Names are resolved once the router answers: a slow resolver delays nobody.
@@ -126,7 +129,7 @@ class Daemon:
         """The outermost edge of a callback: a fault of ours must not end the router."""
         self._log.error("unexpected error: %s", context.get("message"), exc_info=context.get("exception"))
 
-    def _assemble(self, loop: asyncio.AbstractEventLoop, name: PeerName, tap: int) -> None:
+    def _assemble(self, loop: asyncio.AbstractEventLoop, name: PeerName, ports: Ports) -> None:
         settings, log = self._settings, self._log
         config = MeshConfig(
             name=name,
@@ -141,7 +144,9 @@ class Daemon:
             mesh_degree=settings.mesh_degree,
         )
         uid = secrets.randbits(64) or 1
-        service = MeshService(config, uid=uid, rng=random.Random(secrets.randbits(256)), log=log)
+        rng = random.Random(secrets.randbits(256))
+        former = None if ports.kernel is None else ports.kernel.former
+        service = MeshService(config, uid=uid, rng=rng, log=log, short_id=former)
         try:
             packets = packet_path(loop, name, settings.host, settings.port, log)
         except OSError as error:
@@ -149,12 +154,35 @@ class Daemon:
         except ValueError as error:
             raise StartError(str(error)) from error
         sleeve = SleeveDataPath(loop, service.router, packets, log=log)
-        port = packets.port(tap)
-        switch = OverlaySwitch([sleeve], log=log, peer_gone=self._peer_gone)
+        fast = None
+        if ports.kernel is not None:
+            fast = FastDataPath(loop, service.router, ports.kernel, port=settings.port, mtu=ports.mtu, log=log)
+        frames, port = self._frames(loop, service, sleeve, fast, packets.port(ports.tap))
+        services = self._services(service, name, uid)
+        readers = {"topology": ("topology", self._theirs), IPAM_CHANNEL: ("ring", services.neighbour_ring)}
+        agreement = AgreementGossip(hold=self._holding, peers=self._others, uid=uid, readers=readers)
+        self._parts = _Parts(service, sleeve, fast, frames, port, agreement, services)
+
+    def _frames(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        service: MeshService,
+        sleeve: SleeveDataPath,
+        fast: FastDataPath | None,
+        port: Port,
+    ) -> tuple[FrameRouter, Port]:
+        """What carries frames, put together: the switch, the tables that it writes, the frame router."""
+        settings, log = self._settings, self._log
+        paths: list[DataPath] = [sleeve] if fast is None else [fast, sleeve]
+        extra = {} if fast is None else fast.features()
+        switch = OverlaySwitch(paths, log=log, peer_gone=self._peer_gone, extra_features=extra)
+        # To show every packet is to see it here, but for those that the kernel carries.
+        table: ForwardingTable | None = None if settings.packet_debug else sleeve.packets.table
+        if fast is not None:
+            table = fast.table if table is None else TwoTables(fast.table, table, service.router.ourself)
         writer = None
-        # To show every packet is to see it here.
-        if packets.table is not None and not settings.packet_debug:
-            writer = TableWriter(service.router, switch.link, packets.table, loop.call_soon)
+        if table is not None:
+            writer = TableWriter(service.router, switch.link, table, loop.call_soon)
             switch.changed = writer.request
         frames = FrameRouter(
             service.router,
@@ -164,14 +192,16 @@ class Daemon:
             log=log,
             packet_debug=settings.packet_debug,
             writer=writer,
+            in_kernel=(lambda hop: False) if fast is None else fast.in_kernel,
         )
         sleeve.attach(frames)
         service.attach_overlay(switch)
+        if fast is not None and writer is not None:
+            fast.attach(frames)
+            writer.flooded(service.router.ourself)
+            writer.request()
         port.start(frames.captured, sleeve.flush)
-        services = self._services(service, name, uid)
-        readers = {"topology": ("topology", self._theirs), IPAM_CHANNEL: ("ring", services.neighbour_ring)}
-        agreement = AgreementGossip(hold=self._holding, peers=self._others, uid=uid, readers=readers)
-        self._parts = _Parts(service, sleeve, frames, port, agreement, services)
+        return frames, port
 
     def _services(self, service: MeshService, name: PeerName, uid: int) -> Services:
         try:
@@ -266,6 +296,8 @@ class Daemon:
             await self._parts.services.stop()
             await self._parts.service.stop()
             self._parts.sleeve.close()
+            if self._parts.fast is not None:
+                self._parts.fast.close()
             self._parts.tap.close()
 
     # --- control ---
@@ -364,7 +396,7 @@ def run(settings: Settings, log: logging.Logger) -> int:
     try:
         store = open_store(settings, log)
         name = choose_name(settings, store, log)
-        tap = _prepare_host(settings, name, log)
+        ports = _prepare_host(settings, name, log)
         log.info("Our name is %s", peer_label(name, settings.nickname))
         if settings.missing:
             log.warning("not available in this version, going on without: %s", ", ".join(settings.missing))
@@ -373,7 +405,7 @@ def run(settings: Settings, log: logging.Logger) -> int:
         log.critical("%s", error)
         return 1
     try:
-        uvloop.run(_main(Daemon(settings, log, peers, store), name, tap))
+        uvloop.run(_main(Daemon(settings, log, peers, store), name, ports))
     except StartError as error:
         log.critical("%s", error)
         return 1
@@ -383,8 +415,8 @@ def run(settings: Settings, log: logging.Logger) -> int:
     return 0
 
 
-async def _main(daemon: Daemon, name: PeerName, tap: int) -> None:
-    await daemon.run(name, tap)
+async def _main(daemon: Daemon, name: PeerName, ports: Ports) -> None:
+    await daemon.run(name, ports)
     # Everything is closed. A name look-up may be under way in a thread that cannot be cancelled: to leave in order
     # would be to wait for it, for as long as the resolver is silent.
     logging.shutdown()
@@ -392,14 +424,11 @@ async def _main(daemon: Daemon, name: PeerName, tap: int) -> None:
     os._exit(0)
 
 
-def _prepare_host(settings: Settings, name: PeerName, log: logging.Logger) -> int:
-    mtu = settings.mtu or MAX_TAP_MTU
-    # The TAP tells whether another router runs here, before anything is changed under it.
-    ensure_bridge(settings.bridge, format_peer_name(name), mtu)
-    descriptor = open_tap(settings.bridge, mtu)
+def _prepare_host(settings: Settings, name: PeerName, log: logging.Logger) -> Ports:
+    ports = prepare(settings, name, log)
     log.info("Bridge type is bridge")
     if settings.passwords:
         log.info("Communication between peers via untrusted networks is encrypted.")
     else:
         log.info("Communication between peers is unencrypted.")
-    return descriptor
+    return ports

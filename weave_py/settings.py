@@ -139,6 +139,7 @@ class Settings:
     mesh_degree: int | None
     discovery: bool
     mtu: int
+    fastdp: bool
     http_address: str
     status_address: str
     socket_path: str
@@ -249,6 +250,7 @@ def check(
         mesh_degree=_at_least(0, "mesh-degree", int(values["mesh-degree"])) or None,
         discovery=not values["no-discovery"],
         mtu=_mtu(str(values["mtu"])),
+        fastdp=not values["no-fastdp"],
         http_address=str(values["http-addr"]),
         status_address=str(values["status-addr"]),
         socket_path=str(values["socket"]),

@@ -67,6 +67,14 @@ class FakePath:
     def attrs(self) -> Mapping[str, AttrValue]:
         return {"name": self.name}
 
+    @property
+    def in_kernel(self) -> bool:
+        return self.name == "fastdp"
+
+    @property
+    def reason(self) -> str:
+        return "silence"
+
     def diagnostics(self) -> object:
         return None
 

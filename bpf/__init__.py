@@ -1,0 +1,1 @@
+"""Programs and maps in the kernel: bpf(2), a loader of compiled objects, attaching to interfaces."""

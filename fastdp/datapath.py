@@ -1,0 +1,333 @@
+"""The data path `fastdp`: one forwarder per connection, above the kernel's programs.
+
+The kernel carries frames by the table; here are heartbeats, what comes up for a decision, and the few frames that do
+not come from the bridge of this host. Source: data plane spec §4.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from fastdp.kernel import Kernel, KernelError
+from fastdp.link import FastLink
+from fastdp.maps import NO_SHORT, UPCALL, Kind, Reason, Route, unpack_address, unpack_upcall
+from fastdp.table import KernelTable
+from fastdp.wire import DEFAULT_MTU, ends, heartbeat, packet
+from mesh.names import PeerName, peer_label
+from mesh.seams import AttrValue, ConnectionParams, OverlayError
+from overlay.seams import Forwarder, ForwarderEvents, KernelSink, Topology
+
+HEALTH_FEATURE = "FastdpHealth"
+_HEALTH = "1"
+_LEARN_INTERVAL = 0.25
+_BATCH = 64
+_MAX_FRAME = 65536 + 64
+# <linux/in.h>, <asm/socket.h>
+_IP_MTU_DISCOVER, _IP_MTU, _PMTUDISC_PROBE = 10, 14, 3
+_SO_NO_CHECK = 11
+_FLUSH = Path("/proc/sys/net/ipv4/route/flush")
+
+
+class FastForwarder:
+    """The fast data path on one connection (`overlay.seams.Forwarder`, `LinkEffects`)."""
+
+    in_kernel = True
+
+    def __init__(self, path: "FastDataPath", params: ConnectionParams, events: ForwarderEvents, route: Route) -> None:
+        self._path = path
+        self._events = events
+        self.peer = params.remote
+        self.route = route
+        port = path.port_of(params)
+        self._target = f"{params.remote_address[0]}:{port}"
+        self._label = peer_label(params.remote, params.remote_nickname)
+        self._beat_frame = heartbeat(params.connection_uid, path.mtu)
+        ours = params.features.get(HEALTH_FEATURE) == _HEALTH
+        self.link = FastLink(self, params.connection_uid, path.mtu, ours=ours, port=port)
+        self.counts: Counter[str] = Counter()
+        self._socket = _connected(params.local_address[0], params.remote_address[0], port)
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
+
+    # --- the switch's side ---
+
+    def confirm(self) -> None:
+        if self._stopped or self.link.confirmed:
+            return
+        self._path.register(self)
+        self.link.confirm(self._path.now())
+        self._rearm()
+
+    def control_message(self, tag: int, payload: bytes) -> None:
+        if not self._stopped:
+            self.link.control(tag, payload, self._path.now())
+            self._rearm()
+
+    def stop(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        self.link.stop()
+        self._rearm()
+        self._socket.close()
+        if self.link.confirmed:
+            self._path.unregister(self)
+
+    def accepts(self, source: PeerName, destination: PeerName) -> bool:
+        return self._path.short(source) is not None and self._path.short(destination) is not None
+
+    def send(self, source: PeerName, destination: PeerName, frame: bytes, broadcast: bool) -> None:
+        """Carry a frame that did not come by way of the kernel."""
+        origin, target = self._path.short(source), self._path.short(destination)
+        if self._stopped or origin is None or target is None:
+            self.counts["no-short-id"] += 1
+        elif self._send(packet(origin, target, frame)) is None:
+            self.counts["frames-out"] += 1
+        else:
+            self.counts["over-path-mtu"] += 1
+
+    def attrs(self) -> Mapping[str, AttrValue]:
+        return {"name": "fastdp", "mtu": self._path.mtu}
+
+    @property
+    def reason(self) -> str:
+        return self.link.trouble
+
+    # --- the link's effects ---
+
+    def beat(self) -> int | None:
+        ourself, peer = self._path.short(self._path.ourself), self._path.short(self.peer)
+        if ourself is None or peer is None:
+            self.counts["no-short-id"] += 1
+            return None
+        return self._send(packet(ourself, peer, self._beat_frame))
+
+    def send_control(self, tag: int, payload: bytes) -> None:
+        self._events.send_control(tag, payload)
+
+    def established(self) -> None:
+        self._events.established()
+
+    def healthy(self, health: bool) -> None:
+        if health:
+            self._log("works again")
+        else:
+            self._log("on hold: %s", self.link.trouble)
+        self._events.healthy(health)
+
+    def fits_again(self) -> None:
+        """The kernel remembers a small path MTU for ten minutes, and would go on dropping large frames by it."""
+        if self._path_mtu() < self.link.needs:
+            with contextlib.suppress(OSError):
+                _FLUSH.write_text("1")
+
+    def heard(self, frame: bytes) -> bool:
+        """A special frame of the peer; whether it was a heartbeat of ours."""
+        valid = not self._stopped and self.link.heartbeat(frame, self._path.now())
+        self._rearm()
+        return valid
+
+    # --- the socket ---
+
+    def _send(self, data: bytes) -> int | None:
+        """The path MTU where it is too small for that, else None. What else went wrong is counted."""
+        for attempt in range(2):
+            try:
+                self._socket.send(data)
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE:
+                    return self._path_mtu()
+                # The first error may be one that an earlier packet brought back.
+                if attempt:
+                    self.counts[errno.errorcode.get(error.errno or 0, "send-error")] += 1
+            else:
+                break
+        return None
+
+    def _path_mtu(self) -> int:
+        return self._socket.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+
+    def _log(self, text: str, *values: object) -> None:
+        self._path.log.info("fastdp ->[%s|%s]: " + text, self._target, self._label, *values)
+
+    def _rearm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        at = self.link.next_timer()
+        if at is not None and not self._stopped:
+            self._timer = self._path.loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        # Timers of an event loop may fire a clock tick early: the link must see its time as come.
+        self.link.tick(max(self._path.now(), self.link.next_timer() or 0.0))
+        self._rearm()
+
+
+def _connected(local: str, remote: str, port: int) -> socket.socket:
+    """A socket whose packets look like the kernel's: never fragmented, without checksum. Raises OSError.
+
+    It obeys the interface's MTU and not what the kernel remembers of a path, so that one which recovered is found.
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
+        sock.bind((local, 0))
+        sock.connect((remote, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class FastDataPath:
+    """All fast links (`overlay.seams.DataPath`). `port` is our mesh port; `mtu` of the bridge, in octets."""
+
+    name = "fastdp"
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        topology: Topology,
+        kernel: Kernel,
+        *,
+        port: int,
+        mtu: int = DEFAULT_MTU,
+        log: logging.Logger,
+    ) -> None:
+        self.loop = loop
+        self.ourself = topology.ourself
+        self.kernel = kernel
+        self.log = log
+        self.mtu = mtu
+        self._port = port
+        self._links: dict[PeerName, FastForwarder] = {}
+        self._sink: KernelSink | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._lost = 0
+        self.counts: Counter[str] = Counter()
+        self.table = KernelTable(kernel.maps, topology, _neighbour, clock=loop.time, later=loop.call_later)
+        self.table.start(kernel.sleeve, kernel.ctl_index, kernel.port)
+
+    def attach(self, sink: KernelSink) -> None:
+        """Say who gets what comes up, and begin to listen."""
+        self._sink = sink
+        self.loop.add_reader(self.kernel.ctl, self._readable)
+        self._lost = self.kernel.counts()["event-lost"]
+        self._learn()
+
+    def features(self) -> Mapping[str, str]:
+        """What we announce of our own."""
+        return {HEALTH_FEATURE: _HEALTH}
+
+    def now(self) -> float:
+        return self.loop.time()
+
+    def short(self, name: PeerName) -> int | None:
+        """The short id by which a peer is addressed; None where it has none of its own."""
+        return self.table.short(name)
+
+    def in_kernel(self, hop: PeerName) -> bool:
+        """Whether the kernel serves this neighbour what it floods."""
+        return self.table.serves(hop)
+
+    def port_of(self, params: ConnectionParams) -> int:
+        """The UDP port of a connection: that of whoever accepted it, and one."""
+        return (params.remote_address[1] if params.outbound else self._port) + 1
+
+    def prepare(self, params: ConnectionParams, events: ForwarderEvents) -> FastForwarder:
+        local, remote = params.local_address[0], params.remote_address[0]
+        if ":" in remote:
+            raise OverlayError("the underlay is IPv6")
+        if params.session_key is not None:
+            raise OverlayError("the connection is encrypted, and ESP is not available")
+        try:
+            device = self.kernel.device(self.port_of(params))
+            route = Route(Kind.FAST, int(IPv4Address(remote)), int(IPv4Address(local)), device)
+            return FastForwarder(self, params, events, route)
+        except (KernelError, OSError) as error:
+            raise OverlayError(str(error)) from error
+
+    def diagnostics(self) -> object:
+        """Weave Net's report had its datapath's ports and flows here; the report's `Fastdp` has ours."""
+        return None
+
+    def links(self) -> Sequence[FastForwarder]:
+        """For status: all confirmed links."""
+        return list(self._links.values())
+
+    def register(self, forwarder: FastForwarder) -> None:
+        self._links[forwarder.peer] = forwarder
+        self.table.admit(forwarder.route.hop)
+
+    def unregister(self, forwarder: FastForwarder) -> None:
+        if self._links.get(forwarder.peer) is forwarder:
+            del self._links[forwarder.peer]
+        self.table.leave(forwarder.route.hop)
+
+    def close(self) -> None:
+        """Leave the kernel forwarding."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.loop.remove_reader(self.kernel.ctl)
+        self.kernel.close()
+
+    # --- what comes up ---
+
+    def _readable(self) -> None:
+        for _ in range(_BATCH):
+            try:
+                data = os.read(self.kernel.ctl, _MAX_FRAME)
+            except OSError:
+                return
+            if len(data) > UPCALL:
+                self._came_up(data)
+
+    def _came_up(self, data: bytes) -> None:
+        assert self._sink is not None, "attach comes before the first packet"
+        reason, vni, remote = unpack_upcall(data)
+        frame = data[UPCALL:]
+        source, destination = (self.table.owners.get(short) for short in ends(vni))
+        if source is None:
+            self.counts["unknown-peer"] += 1
+        elif reason == Reason.HEARTBEAT:
+            link = self._links.get(source)
+            if link is None or link.route.hop != remote or not link.heard(frame):
+                self.counts["foreign-heartbeat"] += 1
+        elif reason == Reason.RELAY and destination is not None:
+            self._sink.received(source, destination, frame)
+        elif reason in (Reason.FLOOD_SLEEVE, Reason.FLOOD_ALL):
+            self._sink.flooded(source, frame, served=reason == Reason.FLOOD_SLEEVE)
+
+    def _learn(self) -> None:
+        """Follow what the kernel learned; where it could not say all, look at everything."""
+        self._timer = self.loop.call_later(_LEARN_INTERVAL, self._learn)
+        for mac, short in self.kernel.learned():
+            self._learned(mac, short)
+        lost = self.kernel.counts()["event-lost"]
+        if lost != self._lost:
+            self._lost = lost
+            for name in ("locals", "remotes"):
+                for key in self.kernel.maps[name].all_keys():
+                    value = self.kernel.maps[name].get(key)
+                    if value is not None:
+                        self._learned(key[:6], unpack_address(value)[1])
+
+    def _learned(self, mac: bytes, short: int) -> None:
+        assert self._sink is not None, "called after attach"
+        peer = self.ourself if short == NO_SHORT else self.table.owners.get(short)
+        if peer is not None:
+            self._sink.learned(mac, peer)
+
+
+def _neighbour(forwarder: Forwarder) -> tuple[PeerName, Route] | None:
+    return (forwarder.peer, forwarder.route) if isinstance(forwarder, FastForwarder) else None

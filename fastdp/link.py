@@ -1,0 +1,169 @@
+"""One fast link's state machine: heartbeats, their acknowledgement, and whether the link may carry frames.
+
+Between our own nodes heartbeats come every two seconds, six lost ones mean silence, and each side tells the other
+whether it hears it, so a path that works one way only is left by both; two in a row end the silence. Towards Weave
+Net 2.8 the times are 2.8's: ten seconds, a minute, and the first heartbeat heals. A heartbeat is as long as the longest
+frame and must not be fragmented, so a path with too small an MTU shows itself; one that the kernel refuses says so at
+once. No sockets and no clock. Source: data plane spec §4.3, §4.4.
+"""
+
+from typing import Protocol
+
+from fastdp.wire import OVERHEAD, Control, is_heartbeat
+
+FAST_HEARTBEAT = 0.5
+SLOW_HEARTBEAT = 10.0
+TIMEOUT = 60.0
+OUR_HEARTBEAT = 2.0
+OUR_TIMEOUT = 12.0
+# Two heartbeats within this end a silence between our own nodes; as many without a refusal end one for their size.
+_CLOSE = 2.5 * OUR_HEARTBEAT
+_PASSED = 2
+
+
+class LinkEffects(Protocol):
+    """What a link has done for it."""
+
+    def beat(self) -> int | None:
+        """Send a heartbeat; the path's MTU (octets of IP packet) where the kernel finds it too long, else None."""
+
+    def send_control(self, tag: int, payload: bytes) -> None: ...
+
+    def established(self) -> None: ...
+
+    def healthy(self, health: bool) -> None: ...
+
+    def fits_again(self) -> None:
+        """Heartbeats pass that were too long before."""
+
+
+class FastLink:
+    """The state of one link; `ours` says that the peer speaks HEALTH. `mtu` of a frame's content, in octets."""
+
+    def __init__(self, effects: LinkEffects, connection_uid: int, mtu: int, *, ours: bool, port: int) -> None:
+        self._effects = effects
+        self._uid = connection_uid
+        self._mtu = mtu
+        self._ours = ours
+        self._port = port
+        self._beat_at: float | None = None
+        self._timeout_at: float | None = None
+        self._acknowledged = False
+        self._receiving = True
+        self._heard = True
+        self._healthy = True
+        self._last_beat: float | None = None
+        self._passed = 0
+        self.path_mtu: int | None = None
+        self.confirmed = False
+        self.established = False
+        self.changes = 0
+
+    @property
+    def needs(self) -> int:
+        """Octets of IP packet that the path has to take."""
+        return self._mtu + OVERHEAD
+
+    @property
+    def trouble(self) -> str:
+        """Why it carries nothing now; empty if it may."""
+        if self.path_mtu is not None:
+            return f"path MTU {self.path_mtu} < {self.needs}"
+        if not self._receiving:
+            return f"nothing is received on UDP port {self._port}: is it blocked, or the path MTU < {self.needs}?"
+        if not self._heard:
+            return f"the peer receives nothing on UDP port {self._port}: is it blocked, or the path MTU < {self.needs}?"
+        if not self.established:
+            return f"no answer yet on UDP port {self._port}"
+        return ""
+
+    # --- events ---
+
+    def confirm(self, now: float) -> None:
+        """The mesh added the connection."""
+        self.confirmed = True
+        self._timeout_at = now + self._patience
+        self._beat(now)
+
+    def heartbeat(self, frame: bytes, now: float) -> bool:
+        """A special frame of the peer; whether it was a heartbeat of this connection."""
+        if not self.confirmed or not is_heartbeat(frame, self._uid):
+            return False
+        if not self._acknowledged:
+            self._acknowledged = True
+            self._effects.send_control(Control.HEARTBEAT_ACK, b"")
+        close = self._last_beat is not None and now - self._last_beat <= _CLOSE
+        self._last_beat = now
+        self._timeout_at = now + self._patience
+        if not self._receiving and (close or not self._ours):
+            self._receive(True)
+        return True
+
+    def control(self, tag: int, payload: bytes, now: float) -> None:
+        """A private control message; unknown ones are ignored."""
+        if tag == Control.HEARTBEAT_ACK:
+            if not self.established:
+                self.established = True
+                self._beat_at = now + self._interval
+                self._effects.established()
+        elif tag == Control.HEALTH and payload and self._ours:
+            self._heard = bool(payload[0])
+            self._judge()
+            if not self._heard and self._beat_at is not None:
+                self._beat_at = min(self._beat_at, now + OUR_HEARTBEAT)
+
+    def next_timer(self) -> float | None:
+        """When `tick` wants to be called, None for never."""
+        return min((at for at in (self._beat_at, self._timeout_at) if at is not None), default=None)
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        if self._timeout_at is not None and now >= self._timeout_at:
+            # Armed again by the next heartbeat.
+            self._timeout_at = None
+            self._receive(False)
+        if self._beat_at is not None and now >= self._beat_at:
+            self._beat(now)
+
+    def stop(self) -> None:
+        """No timer from now on."""
+        self._beat_at = self._timeout_at = None
+
+    # --- what follows ---
+
+    @property
+    def _patience(self) -> float:
+        return OUR_TIMEOUT if self._ours else TIMEOUT
+
+    @property
+    def _interval(self) -> float:
+        if not self.established and self._receiving:
+            return FAST_HEARTBEAT
+        # What is on hold is tried more often than 2.8 does, to come back soon.
+        return OUR_HEARTBEAT if self._ours or not self._healthy else SLOW_HEARTBEAT
+
+    def _beat(self, now: float) -> None:
+        limit = self._effects.beat()
+        if limit is not None and limit < self.needs:
+            self._passed = 0
+            self.path_mtu = limit
+        elif self.path_mtu is not None:
+            self._passed += 1
+            if self._passed >= _PASSED:
+                self.path_mtu = None
+                self._effects.fits_again()
+        self._judge()
+        self._beat_at = now + self._interval
+
+    def _receive(self, receiving: bool) -> None:
+        self._receiving = receiving
+        if self._ours:
+            self._effects.send_control(Control.HEALTH, bytes((receiving,)))
+        self._judge()
+
+    def _judge(self) -> None:
+        healthy = self._receiving and self._heard and self.path_mtu is None
+        if healthy != self._healthy:
+            self._healthy = healthy
+            self.changes += 1
+            self._effects.healthy(healthy)

@@ -1,0 +1,132 @@
+"""What the kernel's maps hold, as bytes: the other side of the structures in fastdp.bpf.c, in the same order.
+
+Numbers are in the machine's order; addresses of hosts are numbers too.
+"""
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+NO_SHORT = 0xFFFF
+MAX_HOPS = 256
+KEY = struct.Struct("=I")
+COUNT = struct.Struct("=Q")
+_CONFIG = struct.Struct("=5I12x")
+_PEER = struct.Struct("=IIIB3x")
+_TREE = struct.Struct("=HH")
+_ADDRESS = struct.Struct("=QH6x")
+_LEARNED = struct.Struct("=6sH")
+_UPCALL = struct.Struct(">B3xII4x")
+UPCALL = _UPCALL.size
+TREE_SIZE = _TREE.size + 2 * MAX_HOPS
+
+# What is counted, in the order of `enum count`.
+COUNTS = (
+    "out-unicast", "out-flood", "out-to-sleeve", "in-unicast", "in-flood", "relayed", "flooded-on", "to-daemon",
+    "heartbeats", "moved", "new-remote", "new-local", "local", "stp", "malformed", "reflected", "no-route",
+    "bad-source", "unknown-peer", "from-ourself", "hairpin", "local-full", "event-lost", "no-key", "clone-failed",
+)  # fmt: skip
+# Those of them that say that a frame was dropped for a reason worth a look.
+DROPS = (
+    "malformed", "reflected", "no-route", "bad-source", "unknown-peer", "from-ourself", "hairpin", "no-key",
+    "clone-failed",
+)  # fmt: skip
+
+
+class Kind(IntEnum):
+    """What carries frames to a peer."""
+
+    NONE = 0
+    FAST = 1
+    SLEEVE = 2
+
+
+class Reason(IntEnum):
+    """Why a frame came up."""
+
+    HEARTBEAT = 1
+    RELAY = 2
+    FLOOD_SLEEVE = 3
+    FLOOD_ALL = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Our short id, the one of before, and interfaces by index."""
+
+    ourself: int
+    former: int
+    sleeve: int
+    ctl: int
+    port: int
+
+    def pack(self) -> bytes:
+        return _CONFIG.pack(self.ourself, self.former, self.sleeve, self.ctl, self.port)
+
+    @classmethod
+    def unpack(cls, value: bytes) -> "Config":
+        return cls(*_CONFIG.unpack(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How a peer is reached: IPv4 addresses of the next hop and of ours, the VXLAN device's index."""
+
+    kind: Kind
+    hop: int = 0
+    local: int = 0
+    device: int = 0
+
+    def pack(self) -> bytes:
+        return _PEER.pack(self.hop, self.local, self.device, self.kind)
+
+    @classmethod
+    def unpack(cls, value: bytes) -> "Route":
+        hop, local, device, kind = _PEER.unpack(value)
+        return cls(Kind(kind), hop, local, device)
+
+
+NO_ROUTE = Route(Kind.NONE)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Next hops of one source's floods, as short ids; `sleeve`: there are others, which the kernel does not serve."""
+
+    hops: tuple[int, ...]
+    sleeve: bool
+
+    def pack(self) -> bytes:
+        count = len(self.hops)
+        return _TREE.pack(count, self.sleeve) + struct.pack(f"={count}H", *self.hops).ljust(2 * MAX_HOPS, b"\0")
+
+    @classmethod
+    def unpack(cls, value: bytes) -> "Tree":
+        count, sleeve = _TREE.unpack_from(value)
+        return cls(struct.unpack_from(f"={count}H", value, _TREE.size), bool(sleeve))
+
+
+def mac_key(mac: bytes) -> bytes:
+    return mac + b"\0\0"
+
+
+def pack_address(seen: float, short: int) -> bytes:
+    """`seen` in seconds of the monotonic clock."""
+    return _ADDRESS.pack(int(seen * 1e9), short)
+
+
+def unpack_address(value: bytes) -> tuple[float, int]:
+    seen, short = _ADDRESS.unpack(value)
+    return seen / 1e9, short
+
+
+def unpack_learned(value: bytes) -> tuple[bytes, int]:
+    """(address, short id of the peer behind it; NO_SHORT for ourself)."""
+    mac, short = _LEARNED.unpack(value)
+    return mac, short
+
+
+def unpack_upcall(data: bytes) -> tuple[int, int, int]:
+    """(reason, VNI, sender's address) in front of a frame that came up."""
+    reason, vni, remote = _UPCALL.unpack_from(data)
+    return reason, vni, remote

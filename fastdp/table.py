@@ -1,0 +1,262 @@
+"""The kernel's forwarding table: our decisions, written into its maps (`overlay.seams.ForwardingTable`).
+
+What does not change is not written. A peer whose control connection just ended keeps its entries for a while: its
+router may only be starting again, and its kernel goes on forwarding meanwhile. The same holds for all that a new
+daemon finds in the maps. Source: data plane spec §4.1, §4.5, §6.3.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from fastdp.maps import (
+    KEY,
+    MAX_HOPS,
+    NO_ROUTE,
+    NO_SHORT,
+    Config,
+    Kind,
+    Route,
+    Tree,
+    mac_key,
+    pack_address,
+    unpack_address,
+)
+from mesh.names import PeerName
+from overlay.seams import Forwarder, Topology
+
+GRACE = 30.0
+
+
+class KernelMap(Protocol):
+    """One map of the kernel (`bpf.syscall.Map`)."""
+
+    def get(self, key: bytes) -> bytes | None: ...
+
+    def set(self, key: bytes, value: bytes) -> None: ...
+
+    def delete(self, key: bytes) -> None: ...
+
+    def all_keys(self) -> list[bytes]: ...
+
+
+class KernelTable:
+    """The maps of one node. `fast(forwarder)` is a fast link's peer and route, None for any other link.
+
+    `clock` is monotonic, in seconds; `later` calls something after so many of them.
+    """
+
+    def __init__(
+        self,
+        maps: Mapping[str, KernelMap],
+        topology: Topology,
+        fast: Callable[[Forwarder], tuple[PeerName, Route] | None],
+        *,
+        clock: Callable[[], float],
+        later: Callable[[float, Callable[[], None]], object],
+    ) -> None:
+        self._maps = maps
+        self._topology = topology
+        self._fast = fast
+        self._clock = clock
+        self._later = later
+        self._short: dict[PeerName, int] = {}
+        self.owners: dict[int, PeerName] = {}
+        self._behind: dict[bytes, PeerName] = {}
+        self._sources: dict[int, int] = {}
+        # Addresses of next hops that are still served, and until when.
+        self._held: dict[int, float] = {}
+        self._forgotten: dict[bytes, None] = {}
+        self._hops: Sequence[tuple[PeerName, Forwarder | None]] = ()
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Take what another daemon left for what is still good."""
+        self._config = Config.unpack(self._maps["config"].get(KEY.pack(0)) or bytes(32))
+        self._routes: dict[int, Route] = {}
+        for short in range(1 << 12):
+            value = self._maps["peers"].get(KEY.pack(short))
+            if value is not None and any(value):
+                self._routes[short] = Route.unpack(value)
+        self._trees = {}
+        for key in self._maps["trees"].all_keys():
+            value = self._maps["trees"].get(key)
+            if value is not None:
+                self._trees[KEY.unpack(key)[0]] = Tree.unpack(value)
+        found = [KEY.unpack(key)[0] for key in self._maps["sources"].all_keys()]
+        self._sources = dict.fromkeys(found, 0)
+        for address in found:
+            self._hold(address)
+
+    def short(self, name: PeerName) -> int | None:
+        """The short id by which a peer is addressed; None where it has none of its own."""
+        # A peer that was introduced a moment ago is in no table yet.
+        known = self._short.get(name)
+        return self._topology.short_id(name) if known is None else known
+
+    def serves(self, hop: PeerName) -> bool:
+        """Whether a neighbour gets from the kernel what is flooded."""
+        short = self._short.get(hop)
+        return short is not None and self._routes.get(short, NO_ROUTE).kind is Kind.FAST
+
+    # --- who may send to us ---
+
+    def admit(self, address: int) -> None:
+        """Take packets from this address (as a number)."""
+        number = self._sources.get(address)
+        self._sources[address] = (number or 0) + 1
+        if number is None:
+            self._maps["sources"].set(KEY.pack(address), KEY.pack(1))
+
+    def leave(self, address: int) -> None:
+        """A link to this address has ended; its packets are taken for a while still."""
+        self._sources[address] -= 1
+        if not self._sources[address]:
+            self._hold(address)
+
+    def _hold(self, address: int) -> None:
+        self._held[address] = self._clock() + GRACE
+        self._later(GRACE + 0.01, self._expire)
+
+    def _expire(self) -> None:
+        now = self._clock()
+        over = [address for address, until in self._held.items() if until <= now]
+        for address in over:
+            del self._held[address]
+            if not self._sources[address]:
+                del self._sources[address]
+                self._maps["sources"].delete(KEY.pack(address))
+        if over:
+            for mac in [mac for mac in self._forgotten if not self._is_held(mac)]:
+                del self._forgotten[mac]
+                self._remove(mac)
+            self.routes(self._hops)
+            ourself = self._trees.get(self._config.ourself)
+            if ourself is not None:
+                self._plant(self._config.ourself, Tree(self._served(ourself.hops), ourself.sleeve))
+
+    # --- the table ---
+
+    def start(self, sleeve: int, ctl: int, port: int) -> None:
+        """These are the interfaces now."""
+        former = self._config.ourself
+        ourself = self._topology.short_id(self._topology.ourself)
+        self._configure(Config(former if ourself is None else ourself, former, sleeve, ctl, port))
+
+    def _configure(self, config: Config) -> None:
+        if config != self._config:
+            self._config = config
+            self._maps["config"].set(KEY.pack(0), config.pack())
+
+    def routes(self, hops: Sequence[tuple[PeerName, Forwarder | None]]) -> None:
+        self._hops = hops
+        self._follow_short_ids([name for name, _ in hops])
+        wanted: dict[int, Route] = {}
+        for name, forwarder in hops:
+            short = self._short.get(name)
+            if short is None or name == self._topology.ourself:
+                continue
+            if forwarder is not None:
+                neighbour = self._fast(forwarder)
+                wanted[short] = Route(Kind.SLEEVE) if neighbour is None else neighbour[1]
+        for short, route in self._routes.items():
+            if short not in wanted:
+                wanted[short] = route if route.kind is Kind.FAST and route.hop in self._held else NO_ROUTE
+        for short, route in wanted.items():
+            if route != self._routes.get(short, NO_ROUTE):
+                self._maps["peers"].set(KEY.pack(short), route.pack())
+        self._routes = {short: route for short, route in wanted.items() if route is not NO_ROUTE}
+        for short in [short for short in self._trees if short not in self.owners and short not in self._routes]:
+            del self._trees[short]
+            self._maps["trees"].delete(KEY.pack(short))
+
+    def _follow_short_ids(self, names: Sequence[PeerName]) -> None:
+        """Who owns which short id: of several that claim one, the lowest name."""
+        owners: dict[int, PeerName] = {}
+        for name in sorted(names):
+            short = self._topology.short_id(name)
+            if short is not None:
+                owners.setdefault(short, name)
+        self.owners = owners
+        before, self._short = self._short, {name: short for short, name in owners.items()}
+        ourself = self._short.get(self._topology.ourself)
+        if ourself is not None and ourself != self._config.ourself:
+            config = self._config
+            self._configure(Config(ourself, config.ourself, config.sleeve, config.ctl, config.port))
+        changed = {name for name in before if self._short.get(name) != before[name]}
+        changed |= self._short.keys() - before.keys()
+        if changed:
+            for mac, name in self._behind.items():
+                if name in changed and name != self._topology.ourself:
+                    self._write_remote(mac, name)
+
+    def flood(self, source: PeerName, hops: Sequence[Forwarder] | None) -> None:
+        short = self._short.get(source)
+        if short is None:
+            return
+        if hops is None:
+            if self._trees.pop(short, None) is not None:
+                self._maps["trees"].delete(KEY.pack(short))
+            return
+        fast = [neighbour[0] for neighbour in map(self._fast, hops) if neighbour is not None]
+        known = [self._short[peer] for peer in fast if peer in self._short]
+        if source == self._topology.ourself and short in self._trees:
+            known += [hop for hop in self._served(self._trees[short].hops) if hop not in known]
+        self._plant(short, Tree(tuple(known[:MAX_HOPS]), len(known) < len(hops) or len(known) > MAX_HOPS))
+
+    def _served(self, hops: Sequence[int]) -> tuple[int, ...]:
+        """Those of these next hops whose links ended a moment ago."""
+        held = self._held
+        return tuple(hop for hop in hops if hop in self._routes and self._routes[hop].hop in held)
+
+    def _plant(self, short: int, tree: Tree) -> None:
+        if self._trees.get(short) != tree:
+            self._trees[short] = tree
+            self._maps["trees"].set(KEY.pack(short), tree.pack())
+
+    # --- addresses ---
+
+    def address(self, mac: bytes, owner: PeerName | None) -> None:
+        if owner is None:
+            if self._is_held(mac):
+                self._forgotten[mac] = None
+            else:
+                self._remove(mac)
+            return
+        self._forgotten.pop(mac, None)
+        self._behind[mac] = owner
+        if owner == self._topology.ourself:
+            self._maps["locals"].set(mac_key(mac), pack_address(self._clock(), NO_SHORT))
+            self._maps["remotes"].delete(mac_key(mac))
+        else:
+            self._write_remote(mac, owner)
+            self._maps["locals"].delete(mac_key(mac))
+
+    def _write_remote(self, mac: bytes, owner: PeerName) -> None:
+        short = self._short.get(owner, NO_SHORT)
+        self._maps["remotes"].set(mac_key(mac), pack_address(self._clock(), short))
+
+    def _remove(self, mac: bytes) -> None:
+        self._behind.pop(mac, None)
+        for name in ("remotes", "locals"):
+            self._maps[name].delete(mac_key(mac))
+
+    def _is_held(self, mac: bytes) -> bool:
+        """Whether an address lies behind a next hop that is still served."""
+        value = self._maps["remotes"].get(mac_key(mac))
+        if value is None:
+            return False
+        route = self._routes.get(unpack_address(value)[1])
+        return route is not None and route.hop in self._held
+
+    def seen(self, mac: bytes) -> float:
+        for name in ("remotes", "locals"):
+            value = self._maps[name].get(mac_key(mac))
+            if value is not None:
+                return unpack_address(value)[0]
+        return 0.0
+
+    # --- looking at it ---
+
+    def shown(self) -> list[tuple[int, PeerName | None, Route]]:
+        """(short id, its owner, route) of all peers that frames are carried to."""
+        return [(short, self.owners.get(short), route) for short, route in sorted(self._routes.items())]
