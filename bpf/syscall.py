@@ -153,10 +153,14 @@ class Map:
 
     def all_keys(self) -> list[bytes]:
         """All keys now; those that come or go meanwhile may be missed."""
+        return self.first_keys(self.info.max_entries)
+
+    def first_keys(self, limit: int) -> list[bytes]:
+        """Some keys, so many at most."""
         found: list[bytes] = []
         following = ctypes.create_string_buffer(self.info.key_size)
         current = 0
-        while len(found) <= self.info.max_entries:
+        while len(found) < limit:
             try:
                 _call(_Command.NEXT_KEY, _ELEMENT.pack(self.descriptor, current, ctypes.addressof(following), 0))
             except BpfError as error:

@@ -27,7 +27,7 @@ _REMOVED = (
 )
 _NOT_YET = ("setup-cni",)
 _PROXY = ("env", "config")
-_PARTS = ("targets", "connections", "peers", "dns", "ipam", "agree")
+_PARTS = ("targets", "connections", "peers", "dns", "ipam", "fastdp", "agree")
 USAGE = """Usage:
 
 weave --help | help
@@ -57,7 +57,7 @@ weave --help | help
       dns-lookup  <name>
       dns-args
 
-      status      [targets | connections | peers | dns | ipam | agree] [--json] [--watch]
+      status      [targets | connections | peers | dns | ipam | fastdp | agree] [--json] [--watch]
       doctor      [--db-prefix <prefix>] [--port <n>] [--json]
       report      [-f <format>]
 

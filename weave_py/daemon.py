@@ -306,7 +306,8 @@ class Daemon:
         """Everything the router knows of itself."""
         parts = self.parts
         status = parts.service.status()
-        document = report.build(status, router_report.fields(parts.service, parts.frames, parts.sleeve), __version__)
+        fields = router_report.fields(parts.service, parts.frames, parts.sleeve, parts.fast)
+        document = report.build(status, fields, __version__)
         router_report.add_counters(document["Router"]["Connections"], status, parts.sleeve)
         more = {"Exposure": self._exposure.report(), "Agreement": parts.agreement.document(), "State": self._state()}
         return {**document, **parts.services.report(), **more}

@@ -78,6 +78,7 @@ class Api:
             "/connections": status_text.connections,
             "/peers": status_text.peers,
             "/targets": status_text.targets,
+            "/fastdp": status_text.fastdp,
             "/agree": lambda report: agreement.text(report["Agreement"]),
             # Nothing to show is no error, also where the service is off.
             "/dns": status_text.dns,
@@ -109,7 +110,7 @@ class Api:
             return _error(500, "internal error; the router's log has it")
 
     def _status(self, path: str, view: Callable[[Document], str]) -> Handler:
-        part = {"/connections": "Connections", "/peers": "Peers", "/targets": "Targets"}.get(path)
+        part = {"/connections": "Connections", "/peers": "Peers", "/targets": "Targets", "/fastdp": "Fastdp"}.get(path)
         service = {"/ipam": "IPAM", "/dns": "DNS", "/agree": "Agreement"}.get(path)
 
         async def handle(request: web.Request) -> web.Response:

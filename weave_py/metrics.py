@@ -159,6 +159,7 @@ def _traffic(router: Document) -> Iterator[Metric]:
             packets.add_metric(labels, counters[f"Packets{direction}"])
     yield volume
     yield packets
+    yield from _fastdp(router.get("Fastdp") or {})
     frames = CounterMetricFamily("weave_frames", "What became of frames of the overlay.", labels=["event"])
     for event, count in (router.get("Frames") or {}).items():
         frames.add_metric([event], count)
@@ -169,3 +170,24 @@ def _traffic(router: Document) -> Iterator[Metric]:
     for event, count in ((router.get("Sleeve") or {}).get("Counts") or {}).items():
         datagrams.add_metric([event], count)
     yield datagrams
+
+
+def _fastdp(fastdp: Document) -> Iterator[Metric]:
+    """What the kernel's programs counted, and links that changed to sleeve or back; nothing where there are none."""
+    if not fastdp:
+        return
+    events = CounterMetricFamily("weave_fastdp_events", "What fastdp did with frames.", labels=["event"])
+    for event, count in fastdp["Counts"].items():
+        if event not in fastdp["Drops"]:
+            events.add_metric([event], count)
+    yield events
+    drops = CounterMetricFamily("weave_fastdp_drops", "Frames that the kernel's data path dropped.", labels=["reason"])
+    for reason, count in fastdp["Drops"].items():
+        drops.add_metric([reason], count)
+    yield drops
+    changes = CounterMetricFamily(
+        "weave_fastdp_changes", "Times that a link left fastdp or came back.", labels=["peer"]
+    )
+    for link in fastdp["Links"] or ():
+        changes.add_metric([link["Peer"]], link["Changes"])
+    yield changes

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fastdp import diagnostics
+from fastdp.datapath import FastDataPath
 from host.tap import TAP_NAME
 from mesh.names import format_peer_name
 from mesh.status import MeshStatus
@@ -14,7 +16,9 @@ from sleeve.datapath import SleeveDataPath
 from weave_py import report
 
 
-def fields(service: MeshService, frames: FrameRouter, sleeve: SleeveDataPath) -> dict[str, Any]:
+def fields(
+    service: MeshService, frames: FrameRouter, sleeve: SleeveDataPath, fast: FastDataPath | None
+) -> dict[str, Any]:
     """`Interface`, `CaptureStats` and `MACs` as the reference has them; then ours."""
     now = asyncio.get_running_loop().time()
     addresses = [
@@ -31,6 +35,7 @@ def fields(service: MeshService, frames: FrameRouter, sleeve: SleeveDataPath) ->
         "CaptureStats": capture_counts(TAP_NAME),
         "MACs": addresses or None,
         "Frames": dict(sorted(frames.counts.items())),
+        "Fastdp": None if fast is None else diagnostics.document(fast),
         "Sleeve": {
             "Implementation": sleeve.packets.name,
             "Counts": dict(sorted(sleeve.counts.items())),

@@ -115,9 +115,11 @@ def connections(report: Document) -> str:
     lines = []
     for row in report["Router"]["Connections"] or ():
         attrs = row["Attrs"] or {}
-        shown = "".join(f"{key}={_attribute(attrs[key])}" for key in sorted(attrs) if key != "name")
+        shown = "".join(f"{key}={_attribute(attrs[key])}" for key in sorted(attrs) if key not in ("name", "reason"))
+        # Behind all that scripts read.
+        reason = f" ({printable(str(attrs['reason']))})" if "reason" in attrs else ""
         arrow = "->" if row["Outbound"] else "<-"
-        lines.append(f"{arrow} {row['Address']:<21} {row['State']:<11} {printable(row['Info'])} {shown}\n")
+        lines.append(f"{arrow} {row['Address']:<21} {row['State']:<11} {printable(row['Info'])} {shown}{reason}\n")
     return "".join(lines)
 
 
@@ -179,3 +181,26 @@ def dns(report: Document) -> str:
         container = printable(entry["ContainerID"])[:_CONTAINER]
         lines.append(f"{name:<12} {entry['Address']:<15} {container:>{_CONTAINER}} {entry['Origin']}\n")
     return "".join(lines)
+
+
+def fastdp(report: Document) -> str:
+    """`/status/fastdp`: links, peers by short id, addresses with their age in seconds, drops."""
+    fastdp = report["Router"].get("Fastdp")
+    if not fastdp:
+        return ""
+    names = {peer["Name"]: printable(f"{peer['Name']}({peer['NickName']})") for peer in report["Router"]["Peers"]}
+    ports = ", ".join(str(port) for port in fastdp["Ports"])
+    lines = [f"UDP port {ports}, MTU {fastdp['MTU']}\n", "links:\n"]
+    for link in fastdp["Links"] or ():
+        state = printable(link["Reason"]) or "works"
+        lines.append(f"   {names.get(link['Peer'], link['Peer']):<37} {link['Address']:<15} {state}\n")
+    lines.append("peers:\n")
+    for peer in fastdp["Peers"] or ():
+        via = f"via {peer['Hop']}" if peer["Hop"] else ""
+        lines.append(f"   {peer['ShortID']:>4} {names.get(peer['Name'], peer['Name']):<37} {peer['Path']:<6} {via}\n")
+    lines.append("addresses:\n")
+    for row in fastdp["MACs"] or ():
+        lines.append(f"   {row['Mac']} {names.get(row['Name'], row['Name']):<37} {row['Age']:>6.1f} s\n")
+    drops = ", ".join(f"{name} {count}" for name, count in fastdp["Drops"].items() if count)
+    lines.append(f"dropped: {drops or 'nothing'}\n")
+    return "".join(line.rstrip() + "\n" for line in lines)

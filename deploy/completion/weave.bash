@@ -2,7 +2,7 @@
 _weave() {
     local word=${COMP_WORDS[COMP_CWORD]} words=""
     case ${COMP_WORDS[1]} in
-        status) words="connections peers targets dns ipam agree --json --watch" ;;
+        status) words="connections peers targets dns ipam fastdp agree --json --watch" ;;
         attach) words="--without-dns --rewrite-hosts --add-host --no-multicast-route --json $(ip netns list 2>/dev/null | cut -d' ' -f1)" ;;
         detach|ps) words="--json $(ip netns list 2>/dev/null | cut -d' ' -f1)" ;;
         expose) words="--without-masquerade -h --json net:default" ;;

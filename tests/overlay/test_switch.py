@@ -102,7 +102,7 @@ BOTH = {"Overlays": "fastdp sleeve"}
 def test_a_path_that_cannot_be_prepared_is_a_dead_slot() -> None:
     sleeve, ear = FakePath("sleeve"), Recorder()
     connection = switch_of(BrokenPath("fastdp"), sleeve).prepare_connection(params(BOTH), ear)
-    assert connection.attrs() == {"name": "sleeve"}
+    assert connection.attrs() == {"name": "sleeve", "reason": "no fastdp: no such thing in this kernel"}
     connection.confirm()
     connection.control_message(7, b"\0\0")
     connection.control_message(7, b"\1\2")
@@ -125,7 +125,7 @@ def test_all_on_hold_ends_the_connection() -> None:
     assert ear.heard == ["established"]
     fast.events.healthy(False)
     assert ear.heard[-1].startswith("no working forwarders")
-    assert connection.attrs() == {"name": "none"}
+    assert connection.attrs() == {"name": "none", "reason": "no fastdp: silence"}
 
 
 def test_the_log_says_what_is_used_and_what_was_lost(caplog: pytest.LogCaptureFixture) -> None:

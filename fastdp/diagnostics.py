@@ -1,0 +1,73 @@
+"""What the kernel's data path does, for the report: links with their health, peers by short id, addresses, drops."""
+
+from typing import Any
+
+from fastdp.datapath import FastDataPath, FastForwarder
+from fastdp.maps import DROPS, NO_SHORT, unpack_address
+from mesh.names import format_peer_name
+
+_SHOWN_ADDRESSES = 1000
+
+
+def document(path: FastDataPath) -> dict[str, Any]:
+    """The report's `Fastdp`. Ages are in seconds; of very many addresses only some are listed."""
+    kernel = path.kernel
+    counts = kernel.counts()
+    return {
+        "Ports": kernel.ports,
+        "MTU": path.mtu,
+        "Adopted": kernel.adopted,
+        "Links": [_link(path, link) for link in path.links()] or None,
+        "Peers": [
+            {
+                "ShortID": short,
+                "Name": "" if owner is None else format_peer_name(owner),
+                "Path": route.kind.name.lower(),
+                "Hop": _dotted(route.hop) if route.hop else "",
+            }
+            for short, owner, route in path.table.shown()
+        ]
+        or None,
+        "MACs": _addresses(path) or None,
+        "Counts": {name: number for name, number in sorted((counts + path.counts).items()) if number},
+        "Drops": {name: counts[name] for name in DROPS},
+    }
+
+
+def _link(path: FastDataPath, link: FastForwarder) -> dict[str, Any]:
+    return {
+        "Peer": format_peer_name(link.peer),
+        "Address": _dotted(link.route.hop),
+        "Established": link.link.established,
+        "Reason": link.link.trouble,
+        "PathMTU": link.link.path_mtu or 0,
+        "Needs": link.link.needs,
+        "Changes": link.link.changes,
+        "Counts": dict(sorted(link.counts.items())),
+    }
+
+
+def _addresses(path: FastDataPath) -> list[dict[str, Any]]:
+    found = []
+    now = path.now()
+    for name in ("locals", "remotes"):
+        one = path.kernel.maps[name]
+        for key in one.first_keys(_SHOWN_ADDRESSES):
+            value = one.get(key)
+            if value is None:
+                continue
+            seen, short = unpack_address(value)
+            peer = path.ourself if name == "locals" else path.table.owners.get(short)
+            found.append(
+                {
+                    "Mac": key[:6].hex(":"),
+                    "Name": "" if peer is None else format_peer_name(peer),
+                    "ShortID": None if short == NO_SHORT else short,
+                    "Age": round(max(0.0, now - seen), 1),
+                }
+            )
+    return found
+
+
+def _dotted(address: int) -> str:
+    return ".".join(str(octet) for octet in address.to_bytes(4, "big"))

@@ -1,0 +1,281 @@
+"""Frames carried by the kernel between whole routers: mesh, relay, mixed links, what breaks and comes back."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from lab.net import inside, run
+from lab.router import wait_until, weave
+from lab.traffic import ping, tcp
+from tests.clusters import Cluster, chain_links, cluster, mesh_links
+from tests.traffic import everything_passes
+
+PORT = 6784
+BACK = 15.0
+
+
+def paths(made: Cluster, number: int) -> dict[str, str]:
+    """What carries a router's established connections, by the neighbour's nickname."""
+    rows = made.routers[number].report()["Router"]["Connections"] or []
+    return {
+        row["Info"].rpartition("(")[2].rstrip(")"): row["Attrs"]["name"]
+        for row in rows
+        if row["State"] == "established"
+    }
+
+
+def all_fast(made: Cluster) -> bool:
+    return all(set(paths(made, number).values()) == {"fastdp"} for number in made.routers)
+
+
+def none_fast(made: Cluster) -> bool:
+    return all("fastdp" not in paths(made, number).values() for number in made.routers)
+
+
+def fastdp(made: Cluster, number: int) -> dict[str, Any]:
+    return dict(made.routers[number].report()["Router"]["Fastdp"])
+
+
+def reason(made: Cluster, number: int) -> str:
+    rows = made.routers[number].report()["Router"]["Connections"] or []
+    return str(rows[0]["Attrs"].get("reason", ""))
+
+
+def filter_vxlan(made: Cluster, number: int, *rules: str) -> None:
+    """Rules for what a host receives on the VXLAN port; none: everything passes again."""
+    host = made.underlay.host(number).namespace
+    run(*inside(host, "nft", "delete table inet fast"), check=False)
+    if rules:
+        script = "add table inet fast\nadd chain inet fast in { type filter hook input priority 0 ; }\n"
+        script += "".join(f"add rule inet fast in udp dport {PORT} {rule}\n" for rule in rules)
+        run(*inside(host, "nft", "-f", "-"), stdin=script)
+
+
+def containers(made: Cluster) -> dict[int, str]:
+    return {number: made.container(number) for number in made.routers}
+
+
+def test_mesh() -> None:
+    with cluster(fastdp=True) as made:
+        made.start_all(3)
+        made.await_links(mesh_links(3))
+        attached = containers(made)
+        made.await_routes()
+        wait_until("everything is fast", lambda: all_fast(made), 10)
+        everything_passes(attached, 10_000_000)
+        assert ping(attached[1], "10.32.0.2", size=1348, df=True)
+        text = weave(made.underlay.host(1), "status", "connections")
+        assert text.count("established fastdp") == 2 and text.count("mtu=1376\n") == 2
+        shown = weave(made.underlay.host(1), "status", "fastdp")
+        assert "UDP port 6784, MTU 1376" in shown and shown.count("works") == 2 and "dropped:" in shown
+        metrics = made.routers[1].get("/metrics")
+        assert 'weave_fastdp_events_total{event="out-unicast"}' in metrics
+        assert 'weave_fastdp_drops_total{reason="bad-source"}' in metrics
+        # Sleeve saw nothing but what every port of the bridge sees.
+        assert all(
+            link["Counts"].get("frames-out", 0) < 30 for link in made.routers[1].report()["Router"]["Sleeve"]["Links"]
+        )
+
+
+def test_relay_in_the_kernel() -> None:
+    with cluster(fastdp=True) as made:
+        made.start_all(3, chain=True)
+        made.await_links(chain_links(3))
+        attached = containers(made)
+        made.await_routes()
+        wait_until("everything is fast", lambda: all_fast(made), 10)
+        everything_passes(attached, 10_000_000)
+        counts = fastdp(made, 2)["Counts"]
+        assert counts["relayed"] > 100 and counts["flooded-on"] > 0
+        assert counts.get("to-daemon", 0) < 20
+
+
+@pytest.mark.parametrize("slow", [1, 3], ids=["sleeve first", "sleeve last"])
+def test_fast_and_sleeve_in_one_chain(slow: int) -> None:
+    with cluster(fastdp=True) as made:
+        for number, peers in ((1, []), (2, [1]), (3, [2])):
+            flags = ["--no-fastdp", "--mtu", "1376"] if number == slow else []
+            made.start(number, peers, "--no-discovery", *flags)
+        made.await_links(chain_links(3))
+        attached = containers(made)
+        made.await_routes()
+        wait_until("both kinds", lambda: sorted(paths(made, 2).values()) == ["fastdp", "sleeve"], 10)
+        everything_passes(attached, 1_000_000)
+        assert "does not speak fastdp" in "".join(
+            str(row["Attrs"].get("reason")) for row in made.routers[2].report()["Router"]["Connections"]
+        )
+
+
+def test_a_blocked_port() -> None:
+    with cluster(fastdp=True) as made:
+        made.start_all(2)
+        made.await_links(mesh_links(2))
+        attached = containers(made)
+        made.await_routes()
+        wait_until("everything is fast", lambda: all_fast(made), 10)
+        assert ping(attached[1], "10.32.0.2")
+        for number in (1, 2):
+            filter_vxlan(made, number, "drop")
+        wait_until("both leave", lambda: none_fast(made), BACK)
+        assert "UDP port 6784" in reason(made, 1)
+        assert "(no fastdp: nothing is received on UDP port 6784" in made.routers[1].get("/status/connections")
+        everything_passes(attached, 1_000_000)
+        for number in (1, 2):
+            filter_vxlan(made, number)
+        wait_until("both return", lambda: all_fast(made), BACK)
+        everything_passes(attached, 1_000_000)
+        assert made.routers[1].report()["Router"]["TerminationCount"] == 0
+
+
+def test_blocked_from_the_start() -> None:
+    with cluster(fastdp=True) as made:
+        for number in (1, 2):
+            made.underlay.host(number)
+            filter_vxlan(made, number, "drop")
+        made.start_all(2)
+        made.await_links(mesh_links(2))
+        attached = containers(made)
+        made.await_routes()
+        assert none_fast(made)
+        assert ping(attached[1], "10.32.0.2")
+        for number in (1, 2):
+            filter_vxlan(made, number)
+        wait_until("both are fast", lambda: all_fast(made), BACK)
+        everything_passes(attached, 1_000_000)
+
+
+def test_one_way_loss_is_left_by_both() -> None:
+    with cluster(fastdp=True) as made:
+        made.start_all(2)
+        made.await_links(mesh_links(2))
+        attached = containers(made)
+        wait_until("everything is fast", lambda: all_fast(made), 10)
+        filter_vxlan(made, 2, "drop")
+        wait_until("both leave", lambda: none_fast(made), BACK)
+        assert "the peer receives nothing" in reason(made, 1) and "nothing is received" in reason(made, 2)
+        assert ping(attached[1], "10.32.0.2")
+        filter_vxlan(made, 2)
+        wait_until("both return", lambda: all_fast(made), BACK)
+
+
+def test_lost_heartbeats_change_nothing() -> None:
+    with cluster(fastdp=True) as made:
+        made.start_all(2)
+        made.await_links(mesh_links(2))
+        wait_until("everything is fast", lambda: all_fast(made), 10)
+        for number in (1, 2):
+            filter_vxlan(made, number, "numgen random mod 100 < 30 drop")
+        time.sleep(40)
+        assert sum(link["Changes"] for number in (1, 2) for link in fastdp(made, number)["Links"]) <= 2
+
+
+def test_the_path_shrinks_and_recovers() -> None:
+    with cluster(fastdp=True) as made:
+        made.start_all(2)
+        made.await_links(mesh_links(2))
+        attached = containers(made)
+        made.await_routes()
+        wait_until("everything is fast", lambda: all_fast(made), 10)
+        made.underlay.set_mtu(1, 1400)
+        wait_until("both leave", lambda: none_fast(made), BACK)
+        assert "path MTU 1400 < 1426" in reason(made, 1)
+        tcp(attached[1], attached[2], "10.32.0.2", 1_000_000)
+        tcp(attached[2], attached[1], "10.32.0.1", 1_000_000)
+        made.underlay.set_mtu(1, 1500)
+        wait_until("both return", lambda: all_fast(made), BACK)
+        assert ping(attached[1], "10.32.0.2", size=1348, df=True)
+        assert ping(attached[2], "10.32.0.1", size=1348, df=True)
+
+
+def test_an_address_moves() -> None:
+    """The same MAC on one host after the other: its first frame heals everybody."""
+    with cluster(fastdp=True) as made:
+        made.start_all(3)
+        made.await_links(mesh_links(3))
+        attached = containers(made)
+        made.await_routes()
+        wait_until("everything is fast", lambda: all_fast(made), 10)
+        mac = "02:aa:bb:cc:dd:ee"
+        for number in (2, 3, 1, 2):
+            run(
+                "ip", "-n", attached[number], "link", "add", "mv0", "link", "ethwe", "type", "macvlan", "mode", "bridge"
+            )
+            run("ip", "-n", attached[number], "link", "set", "mv0", "address", mac)
+            run("ip", "-n", attached[number], "addr", "add", "10.32.1.1/12", "dev", "mv0")
+            run("ip", "-n", attached[number], "link", "set", "mv0", "up")
+            time.sleep(0.6)
+            command = inside(attached[number], "ping", "-I", "mv0", "-c", "1", "-W", "2", "10.32.0.99")
+            run(*command, check=False)
+            for other in {1, 2, 3} - {number}:
+                run("ip", "-n", attached[other], "neigh", "replace", "10.32.1.1", "lladdr", mac, "dev", "ethwe")
+                assert ping(attached[other], "10.32.1.1", count=3), f"{other} -> {number}"
+            run("ip", "-n", attached[number], "link", "del", "mv0")
+
+
+def while_a_stream_runs(made: Cluster, change: Callable[[], None]) -> None:
+    one, two = made.underlay.container(1), made.underlay.container(2)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(tcp, one, two, "10.32.0.2", 3_000_000_000)
+        time.sleep(1.0)
+        assert not done.done()
+        change()
+        assert not done.done(), "the stream was over before the change was"
+        done.result()
+
+
+def test_killed_under_load() -> None:
+    with cluster(fastdp=True) as made:
+        made.start_all(2)
+        made.await_links(mesh_links(2))
+        containers(made)
+        made.await_routes()
+        wait_until("everything is fast", lambda: all_fast(made), 10)
+        before = made.routers[1].report()["Router"]["Peers"]
+
+        def restart() -> None:
+            made.routers[1].stop(kill=True)
+            time.sleep(2)
+            made.start(1, [2])
+
+        while_a_stream_runs(made, restart)
+        wait_until("everything is fast again", lambda: made.neighbours(1) == {2} and all_fast(made), 20)
+        assert fastdp(made, 1)["Adopted"]
+        ids = {peer["Name"]: peer["ShortID"] for peer in before}
+        assert {p["Name"]: p["ShortID"] for p in made.routers[1].report()["Router"]["Peers"]} == ids
+        assert ping(made.underlay.container(2), "10.32.0.1")
+
+
+def test_a_spoofed_source_is_dropped() -> None:
+    with cluster(fastdp=True) as made:
+        made.start_all(2)
+        made.await_links(mesh_links(2))
+        made.underlay.host(3)
+        wait_until("everything is fast", lambda: all_fast(made), 10)
+        ids = {p["NickName"]: p["ShortID"] for p in made.routers[1].report()["Router"]["Peers"]}
+        vni = ids["host2"] | ids["host1"] << 12
+        packet = f"08000000{vni:06x}00" + "ffffffffffff" + "02deadbeef01" + "0800" + "00" * 46
+        program = f"import socket;socket.socket(2,2).sendto(bytes.fromhex('{packet}'),('10.99.0.1',{PORT}))"
+        run(*inside(made.underlay.host(3).namespace, "python3", "-c", program))
+        wait_until("it is counted", lambda: fastdp(made, 1)["Drops"]["bad-source"] == 1, 5)
+        assert all(row["Mac"] != "02:de:ad:be:ef:01" for row in fastdp(made, 1)["MACs"])
+
+
+def test_nothing_is_left_without() -> None:
+    """A router that is told `--no-fastdp` after one that was not; and reset."""
+    with cluster(fastdp=True) as made:
+        made.start(1, [])
+        host = made.underlay.host(1).namespace
+        assert "vxlan-6784" in run("ip", "-n", host, "link")
+        made.routers[1].stop()
+        assert "vxlan-6784" in run("ip", "-n", host, "link")
+        made.start(1, [], "--no-fastdp")
+        assert "vxlan-6784" not in run("ip", "-n", host, "link")
+        made.routers[1].stop()
+        made.start(1, [])
+        made.routers[1].stop()
+        weave(made.underlay.host(1), "reset", "--force")
+        links = run("ip", "-n", host, "link")
+        assert "vxlan-6784" not in links and "vethwe" not in links and "weave" not in links

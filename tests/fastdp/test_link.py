@@ -1,0 +1,161 @@
+"""The state machine of a fast link, against a clock of its own."""
+
+from random import Random
+
+import pytest
+
+from fastdp.link import OUR_TIMEOUT, FastLink
+from fastdp.wire import Control, heartbeat
+
+UID = 0x10EB717196F92EFB
+MTU = 1376
+
+
+class Side:
+    """One end, and what it had done."""
+
+    def __init__(self, *, ours: bool) -> None:
+        self.link = FastLink(self, UID, MTU, ours=ours, port=6784)
+        self.heard: list[object] = []
+        self.beats = 0
+        self.now = 0.0
+        self.limit: int | None = None
+
+    def beat(self) -> int | None:
+        self.beats += 1
+        return self.limit
+
+    def send_control(self, tag: int, payload: bytes) -> None:
+        self.heard.append((tag, payload))
+
+    def established(self) -> None:
+        self.heard.append("established")
+
+    def healthy(self, health: bool) -> None:
+        self.heard.append(health)
+
+    def fits_again(self) -> None:
+        self.heard.append("fits again")
+
+    def until(self, when: float) -> None:
+        while (at := self.link.next_timer()) is not None and at <= when:
+            self.now = at
+            self.link.tick(at)
+        self.now = when
+
+    def receive(self) -> None:
+        self.link.heartbeat(heartbeat(UID, MTU), self.now)
+
+    def establish(self) -> None:
+        self.link.confirm(self.now)
+        self.receive()
+        self.link.control(Control.HEARTBEAT_ACK, b"", self.now)
+        self.heard.clear()
+        self.beats = 0
+
+
+@pytest.fixture(params=[False, True], ids=["2.8", "ours"])
+def side(request: pytest.FixtureRequest) -> Side:
+    return Side(ours=request.param)
+
+
+def test_establishing(side: Side) -> None:
+    side.link.confirm(0.0)
+    side.until(1.6)
+    assert side.beats == 4, "at once, then every half a second"
+    side.receive()
+    side.receive()
+    assert side.heard == [(Control.HEARTBEAT_ACK, b"")], "acknowledged once"
+    side.link.control(Control.HEARTBEAT_ACK, b"", side.now)
+    side.link.control(Control.HEARTBEAT_ACK, b"", side.now)
+    assert side.heard[1:] == ["established"] and side.link.trouble == ""
+
+
+def test_nothing_counts_before_confirm(side: Side) -> None:
+    assert not side.link.heartbeat(heartbeat(UID, MTU), 0.0)
+    assert side.heard == []
+
+
+@pytest.mark.parametrize("frame", [heartbeat(UID + 1, MTU), heartbeat(UID, MTU)[:-1], bytes(23), b"\1" + bytes(40)])
+def test_what_is_no_heartbeat(side: Side, frame: bytes) -> None:
+    side.link.confirm(0.0)
+    assert not side.link.heartbeat(frame, 0.0) and side.heard == []
+
+
+def test_unknown_control_messages_are_ignored(side: Side) -> None:
+    side.establish()
+    for tag, payload in ((1, bytes(64)), (9, b"x"), (Control.HEALTH, b"")):
+        side.link.control(tag, payload, 1.0)
+    assert side.heard == []
+
+
+def test_silence_of_2_8() -> None:
+    side = Side(ours=False)
+    side.establish()
+    side.until(59.9)
+    assert side.heard == [] and side.beats == 5
+    side.until(60.1)
+    assert side.heard == [False] and "nothing is received on UDP port 6784" in side.link.trouble
+    side.until(70.0)
+    side.receive()
+    assert side.heard == [False, True], "its first heartbeat heals"
+
+
+def test_silence_of_ours() -> None:
+    side = Side(ours=True)
+    side.establish()
+    side.until(OUR_TIMEOUT + 0.1)
+    assert side.heard == [(Control.HEALTH, b"\0"), False]
+    side.until(20.0)
+    side.receive()
+    assert len(side.heard) == 2, "one heartbeat is chance"
+    side.until(22.0)
+    side.receive()
+    assert side.heard[2:] == [(Control.HEALTH, b"\1"), True]
+
+
+def test_the_peer_does_not_hear_us() -> None:
+    side = Side(ours=True)
+    side.establish()
+    side.link.control(Control.HEALTH, b"\0", 1.0)
+    assert side.heard == [False] and "the peer receives nothing" in side.link.trouble
+    side.link.control(Control.HEALTH, b"\1", 2.0)
+    assert side.heard == [False, True]
+
+
+def test_2_8_says_nothing_of_health() -> None:
+    side = Side(ours=False)
+    side.establish()
+    side.link.control(Control.HEALTH, b"\0", 1.0)
+    side.until(100.0)
+    assert (Control.HEALTH, b"\0") not in side.heard and False in side.heard
+
+
+def test_the_path_shrinks(side: Side) -> None:
+    side.establish()
+    side.limit = 1400
+    side.until(10.1)
+    side.receive()
+    assert False in side.heard and side.link.trouble == "path MTU 1400 < 1426"
+    side.limit = None
+    for when in (12.2, 14.2, 16.2):
+        side.until(when)
+        side.receive()
+    assert side.heard.count(True) == 1 and "fits again" in side.heard and side.link.trouble == ""
+
+
+def test_random_loss_changes_next_to_nothing() -> None:
+    rng = Random(4)
+    side = Side(ours=True)
+    side.establish()
+    for second in range(2, 3600, 2):
+        side.until(float(second))
+        if rng.random() > 0.3:
+            side.receive()
+    assert side.link.changes <= 6, "an hour with every third heartbeat lost"
+
+
+def test_stop(side: Side) -> None:
+    side.establish()
+    side.link.stop()
+    assert side.link.next_timer() is None

@@ -1,0 +1,195 @@
+"""What is written into the kernel's maps, and what is left there for a while."""
+
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+
+from fastdp.maps import KEY, NO_SHORT, Config, Kind, Route, Tree, mac_key, pack_address, unpack_address
+from fastdp.table import GRACE, KernelTable
+from mesh.names import PeerName
+from overlay.seams import Forwarder, Topology
+
+US, ONE, TWO, THREE = (PeerName(number) for number in (10, 1, 2, 3))
+SHORTS = {US: 0x111, ONE: 0x222, TWO: 0x333, THREE: 0x444}
+MAC = bytes.fromhex("02aa00000001")
+NAMES = ("config", "peers", "trees", "sources", "remotes", "locals")
+
+
+class Fake:
+    """A map."""
+
+    def __init__(self, *, array: int = 0) -> None:
+        self.rows: dict[bytes, bytes] = {}
+        self.empty = bytes(array)
+        self.writes = 0
+
+    def get(self, key: bytes) -> bytes | None:
+        return self.rows.get(key, self.empty or None)
+
+    def set(self, key: bytes, value: bytes) -> None:
+        self.writes += 1
+        self.rows[key] = value
+
+    def delete(self, key: bytes) -> None:
+        self.rows.pop(key, None)
+
+    def all_keys(self) -> list[bytes]:
+        return list(self.rows)
+
+
+class World:
+    """A topology, a clock, maps that outlive a table."""
+
+    ourself = US
+
+    def __init__(self) -> None:
+        self.shorts: dict[PeerName, int | None] = dict(SHORTS)
+        self.maps = {name: Fake(array={"config": 32, "peers": 16}.get(name, 0)) for name in NAMES}
+        self.now = 100.0
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.links = {peer: object() for peer in (ONE, TWO, THREE)}
+        self.slow = object()
+        self.table = self.start()
+
+    def start(self) -> KernelTable:
+        table = KernelTable(self.maps, cast(Topology, self), self.fast, clock=lambda: self.now, later=self.call_later)
+        table.start(5, 6, 7)
+        return table
+
+    def short_id(self, name: PeerName) -> int | None:
+        return self.shorts.get(name)
+
+    def fast(self, forwarder: Forwarder) -> tuple[PeerName, Route] | None:
+        return next(((peer, route(peer)) for peer, link in self.links.items() if link is forwarder), None)
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> None:
+        self.timers.append((self.now + delay, call))
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        due = [call for at, call in self.timers if at <= self.now]
+        self.timers = [(at, call) for at, call in self.timers if at > self.now]
+        for call in due:
+            call()
+
+    def write(self, hops: dict[PeerName, object | None]) -> None:
+        self.table.routes(cast(list[tuple[PeerName, Forwarder | None]], [(US, None), *hops.items()]))
+
+    def flood(self, source: PeerName, *hops: object) -> None:
+        self.table.flood(source, cast(list[Forwarder], list(hops)))
+
+    def peer(self, name: PeerName) -> Route:
+        return Route.unpack(self.maps["peers"].get(KEY.pack(SHORTS[name])) or b"")
+
+    def tree(self, name: PeerName) -> Tree | None:
+        value = self.maps["trees"].get(KEY.pack(SHORTS[name]))
+        return None if value is None else Tree.unpack(value)
+
+
+def route(peer: PeerName) -> Route:
+    return Route(Kind.FAST, 0x0A630000 + peer, 0x0A630009, 4)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_routes(world: World) -> None:
+    world.write({ONE: world.links[ONE], TWO: world.links[ONE], THREE: world.slow})
+    assert world.peer(ONE) == world.peer(TWO) == route(ONE)
+    assert world.peer(THREE).kind is Kind.SLEEVE
+    assert Config.unpack(world.maps["config"].get(KEY.pack(0)) or b"").ourself == SHORTS[US]
+    before = world.maps["peers"].writes
+    world.write({ONE: world.links[ONE], TWO: world.links[ONE], THREE: world.slow})
+    assert world.maps["peers"].writes == before, "what is there is not written again"
+    world.write({ONE: world.links[ONE]})
+    assert world.peer(TWO).kind is Kind.NONE
+
+
+def test_floods(world: World) -> None:
+    world.write({ONE: world.links[ONE], TWO: world.slow, THREE: world.links[THREE]})
+    world.flood(US, world.links[ONE], world.slow, world.links[THREE])
+    assert world.tree(US) == Tree((SHORTS[ONE], SHORTS[THREE]), True)
+    world.flood(ONE, world.links[THREE])
+    assert world.tree(ONE) == Tree((SHORTS[THREE],), False)
+    world.table.flood(ONE, None)
+    assert world.tree(ONE) is None
+
+
+def test_the_lowest_name_owns_a_short_id(world: World) -> None:
+    world.shorts[THREE] = SHORTS[ONE]
+    world.write({ONE: world.links[ONE], THREE: world.links[THREE]})
+    assert world.table.owners[SHORTS[ONE]] == ONE
+    world.table.address(MAC, THREE)
+    assert unpack_address(world.maps["remotes"].rows[mac_key(MAC)])[1] == NO_SHORT, "sleeve carries it"
+    world.shorts[THREE] = SHORTS[THREE]
+    world.write({ONE: world.links[ONE], THREE: world.links[THREE]})
+    assert unpack_address(world.maps["remotes"].rows[mac_key(MAC)])[1] == SHORTS[THREE], "and now the kernel"
+
+
+def test_addresses(world: World) -> None:
+    world.write({ONE: world.links[ONE]})
+    world.table.address(MAC, ONE)
+    assert mac_key(MAC) in world.maps["remotes"].rows
+    world.table.address(MAC, US)
+    assert mac_key(MAC) not in world.maps["remotes"].rows and mac_key(MAC) in world.maps["locals"].rows
+    assert world.table.seen(MAC) == pytest.approx(100.0)
+    world.table.address(MAC, None)
+    assert not world.maps["locals"].rows and world.table.seen(MAC) == 0
+
+
+def test_a_link_that_ended_is_served_for_a_while(world: World) -> None:
+    hop = route(ONE).hop
+    world.table.admit(hop)
+    world.write({ONE: world.links[ONE]})
+    world.flood(US, world.links[ONE])
+    world.table.address(MAC, ONE)
+    world.table.leave(hop)
+    world.table.address(MAC, None)
+    world.write({})
+    world.flood(US)
+    assert world.peer(ONE) == route(ONE) and KEY.pack(hop) in world.maps["sources"].rows
+    assert mac_key(MAC) in world.maps["remotes"].rows and world.tree(US) == Tree((SHORTS[ONE],), False)
+    world.wait(GRACE + 1)
+    assert world.peer(ONE).kind is Kind.NONE and not world.maps["sources"].rows
+    assert not world.maps["remotes"].rows and world.tree(US) == Tree((), False)
+
+
+def test_a_link_that_comes_back_in_time(world: World) -> None:
+    hop = route(ONE).hop
+    world.table.admit(hop)
+    world.write({ONE: world.links[ONE]})
+    world.table.leave(hop)
+    world.write({})
+    world.wait(5)
+    world.table.admit(hop)
+    world.write({ONE: None})
+    assert world.peer(ONE) == route(ONE), "while the new connection has no route yet"
+    world.write({ONE: world.links[ONE]})
+    world.wait(GRACE + 1)
+    assert world.peer(ONE) == route(ONE) and KEY.pack(hop) in world.maps["sources"].rows
+
+
+def test_a_new_daemon_takes_over(world: World) -> None:
+    hop = route(ONE).hop
+    world.table.admit(hop)
+    world.write({ONE: world.links[ONE]})
+    world.flood(ONE, world.links[TWO])
+    world.maps["remotes"].set(mac_key(MAC), pack_address(1.0, SHORTS[ONE]))
+    world.timers.clear()
+    world.table = world.start()
+    world.write({})
+    assert world.peer(ONE) == route(ONE) and KEY.pack(hop) in world.maps["sources"].rows
+    assert world.tree(ONE) is not None
+    world.wait(GRACE + 1)
+    assert world.peer(ONE).kind is Kind.NONE and not world.maps["sources"].rows
+
+
+def test_another_short_id_of_ours(world: World) -> None:
+    world.write({})
+    world.shorts[US] = 0x999
+    world.write({})
+    config = Config.unpack(world.maps["config"].get(KEY.pack(0)) or b"")
+    assert (config.ourself, config.former) == (0x999, SHORTS[US])
