@@ -4,6 +4,7 @@ Maps that are there are used again where they are what the object asks for; forw
 program is replaced by a newer one. Source: bpf(2).
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -46,7 +47,10 @@ def maps_of(programs: Iterable[int]) -> dict[str, Map]:
     """The maps of programs that are loaded, given by their ids; none of those that are gone. Raises BpfError."""
     found: dict[str, Map] = {}
     for number in programs:
-        for identity in program_info(program_by_id(number)).map_ids:
+        descriptor = program_by_id(number)
+        for identity in program_info(descriptor).map_ids:
             one = map_by_id(identity)
-            found.setdefault(one.info.name, one)
+            if found.setdefault(one.info.name, one) is not one:
+                one.close()
+        os.close(descriptor)
     return found

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fastdp.kernel import Kernel, KernelError
 from fastdp.link import FastLink
-from fastdp.maps import NO_SHORT, UPCALL, Kind, Reason, Route, unpack_address, unpack_upcall
+from fastdp.maps import MAX_HOPS, NO_SHORT, UPCALL, Kind, Reason, Route, unpack_address, unpack_upcall
 from fastdp.table import KernelTable
 from fastdp.wire import DEFAULT_MTU, ends, heartbeat, packet
 from mesh.names import PeerName, peer_label
@@ -236,9 +236,9 @@ class FastDataPath:
         """The short id by which a peer is addressed; None where it has none of its own."""
         return self.table.short(name)
 
-    def in_kernel(self, hop: PeerName) -> bool:
-        """Whether the kernel serves this neighbour what it floods."""
-        return self.table.serves(hop)
+    def in_kernel(self, source: PeerName, hop: PeerName) -> bool:
+        """Whether the kernel gives this neighbour the floods of a source."""
+        return self.table.serves(source, hop)
 
     def port_of(self, params: ConnectionParams) -> int:
         """The UDP port of a connection: that of whoever accepted it, and one."""
@@ -250,6 +250,8 @@ class FastDataPath:
             raise OverlayError("the underlay is IPv6")
         if params.session_key is not None:
             raise OverlayError("the connection is encrypted, and ESP is not available")
+        if len(self._links) >= MAX_HOPS:
+            raise OverlayError(f"{MAX_HOPS} links are carried by the kernel already")
         try:
             device = self.kernel.device(self.port_of(params))
             route = Route(Kind.FAST, int(IPv4Address(remote)), int(IPv4Address(local)), device)

@@ -93,10 +93,10 @@ class KernelTable:
         known = self._short.get(name)
         return self._topology.short_id(name) if known is None else known
 
-    def serves(self, hop: PeerName) -> bool:
-        """Whether a neighbour gets from the kernel what is flooded."""
-        short = self._short.get(hop)
-        return short is not None and self._routes.get(short, NO_ROUTE).kind is Kind.FAST
+    def serves(self, source: PeerName, hop: PeerName) -> bool:
+        """Whether a neighbour gets from the kernel what is flooded of a source."""
+        tree, short = self._trees.get(self._short.get(source, NO_SHORT)), self._short.get(hop)
+        return tree is not None and short in tree.hops and self._routes.get(short, NO_ROUTE).kind is Kind.FAST
 
     # --- who may send to us ---
 

@@ -48,7 +48,7 @@ class FrameRouter:
     """The frame router of one node (`overlay.seams.FrameSink`). `clock` gives monotonic seconds; frames may be runs.
 
     `writer` keeps a table in step by which most frames are forwarded without coming here. `in_kernel` says of a
-    neighbour whether the kernel gives it what the bridge floods.
+    source and a neighbour whether the kernel itself gives one the other's floods.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class FrameRouter:
         log: logging.Logger,
         packet_debug: bool = False,
         writer: TableWriter | None = None,
-        in_kernel: Callable[[PeerName], bool] = lambda hop: False,
+        in_kernel: Callable[[PeerName, PeerName], bool] = lambda source, hop: False,
     ) -> None:
         self._topology = topology
         self._ourself = topology.ourself
@@ -188,7 +188,7 @@ class FrameRouter:
         if self._writer is not None:
             self._writer.flooded(source)
         for hop in self._topology.broadcast(source):
-            if served and self._in_kernel(hop):
+            if served and self._in_kernel(source, hop):
                 continue
             link = self._link(hop)
             if link is None:

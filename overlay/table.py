@@ -60,9 +60,7 @@ class TableWriter:
     def _write_flood(self, source: PeerName) -> None:
         hops = [self._forwarder(hop) for hop in self._topology.broadcast(source)]
         known = [hop for hop in hops if hop is not None]
-        # Frames of our own bridge: whoever forwards them serves the next hops that there are.
-        whole = len(known) == len(hops) or source == self._topology.ourself
-        self.table.flood(source, known if whole else None)
+        self.table.flood(source, known if len(known) == len(hops) else None)
 
     def _forwarder(self, hop: PeerName | None) -> Forwarder | None:
         link = None if hop is None else self._link(hop)

@@ -192,7 +192,7 @@ class Daemon:
             log=log,
             packet_debug=settings.packet_debug,
             writer=writer,
-            in_kernel=(lambda hop: False) if fast is None else fast.in_kernel,
+            in_kernel=(lambda source, hop: False) if fast is None else fast.in_kernel,
         )
         sleeve.attach(frames)
         service.attach_overlay(switch)

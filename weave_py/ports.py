@@ -9,13 +9,17 @@ import os
 from dataclasses import dataclass
 
 from fastdp.kernel import Kernel, KernelError
-from fastdp.wire import DEFAULT_MTU
+from fastdp.wire import DEFAULT_MTU, OVERHEAD
 from host.bridge import MAX_TAP_MTU, ensure_bridge
 from host.errors import HostError
+from host.mtu import fit_containers, underlay_mtu
 from host.tap import CONTROL_NAME, TAP_NAME, open_control, open_tap
 from host.vxlan import ensure_vxlan, remove_vxlans
 from mesh.names import PeerName, format_peer_name
 from weave_py.settings import Settings
+
+# An underlay that takes at least so many octets takes jumbo frames.
+_JUMBO = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +35,12 @@ def prepare(settings: Settings, name: PeerName, log: logging.Logger) -> Ports:
     """Make all of it; a second start finds it. Raises HostError."""
     refusal = _refusal(settings)
     if not refusal:
-        mtu = settings.mtu or DEFAULT_MTU
+        mtu = settings.mtu or (_largest(log) if settings.mtu_auto else DEFAULT_MTU)
         tap = _bridge_and_tap(settings, name, mtu, fast=True)
         try:
             kernel = _kernel(settings, mtu)
+            for ident in fit_containers(settings.bridge, mtu, settings.proc_path):
+                log.info("MTU of container %s lowered to %d: it was attached under a larger one", ident, mtu)
             return Ports(tap, kernel, mtu)
         except (KernelError, HostError) as error:
             os.close(tap)
@@ -54,6 +60,14 @@ def _refusal(settings: Settings) -> str:
     if settings.passwords and not settings.trusted_subnets:
         return "all frames are encrypted"
     return ""
+
+
+def _largest(log: logging.Logger) -> int:
+    """The MTU of `--mtu auto`: what the underlay takes, less what VXLAN adds; the default on ordinary Ethernet."""
+    underlay = underlay_mtu()
+    mtu = DEFAULT_MTU if underlay is None or underlay < _JUMBO else min(underlay, MAX_TAP_MTU) - OVERHEAD
+    log.info("MTU %d, chosen by the underlay's %s", mtu, underlay or "default route, of which there is none")
+    return mtu
 
 
 def _bridge_and_tap(settings: Settings, name: PeerName, mtu: int, *, fast: bool) -> int:

@@ -75,7 +75,7 @@ def _flags() -> dict[str, Flag]:
         Flag("mesh-degree", int, 0, "neighbours to keep; relays carry the rest; 0 for everybody"),
         Flag("no-discovery", bool, False, "connect to given peers only"),
         Flag("bufsz", int, 8, "accepted and ignored: no capture buffer"),
-        Flag("mtu", str, "0", "MTU of the bridge and of containers"),
+        Flag("mtu", str, "0", "MTU of the bridge and of containers; auto: as large as the underlay takes"),
         Flag("http-addr", str, "", "control API: address:port, or a unix socket's path"),
         Flag("status-addr", str, "", "read-only API: address:port"),
         Flag("metrics-addr", str, "", "metrics only: address:port"),
@@ -139,6 +139,7 @@ class Settings:
     mesh_degree: int | None
     discovery: bool
     mtu: int
+    mtu_auto: bool
     fastdp: bool
     http_address: str
     status_address: str
@@ -250,6 +251,7 @@ def check(
         mesh_degree=_at_least(0, "mesh-degree", int(values["mesh-degree"])) or None,
         discovery=not values["no-discovery"],
         mtu=_mtu(str(values["mtu"])),
+        mtu_auto=values["mtu"] == "auto",
         fastdp=not values["no-fastdp"],
         http_address=str(values["http-addr"]),
         status_address=str(values["status-addr"]),

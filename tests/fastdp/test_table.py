@@ -114,6 +114,7 @@ def test_floods(world: World) -> None:
     assert world.tree(US) == Tree((SHORTS[ONE], SHORTS[THREE]), True)
     world.flood(ONE, world.links[THREE])
     assert world.tree(ONE) == Tree((SHORTS[THREE],), False)
+    assert world.table.serves(US, ONE) and not world.table.serves(US, TWO) and not world.table.serves(ONE, ONE)
     world.table.flood(ONE, None)
     assert world.tree(ONE) is None
 

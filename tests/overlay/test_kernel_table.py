@@ -29,7 +29,7 @@ class Bench:
             links.get,
             clock=lambda: self.now,
             log=LOG,
-            in_kernel=lambda hop: hop == FAST,
+            in_kernel=lambda source, hop: hop == FAST,
         )
 
     def inject(self, frame: bytes) -> None:
