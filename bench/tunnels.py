@@ -65,11 +65,12 @@ def sleeve(
     password: str | None = None,
     implementation: str = "",
     from_host: bool = False,
+    fastdp: bool = False,
 ) -> Tunnel:
     """Two hosts with a router each and a container, or none where the ends are the hosts themselves."""
     tunnel = Tunnel(name, Underlay(prefix), ("", ""), "10.32.0.2")
     for number in (1, 2):
-        add_router(tunnel, number, directory, foreign, password, implementation, [1] if number == 2 else [])
+        add_router(tunnel, number, directory, foreign, password, implementation, [1] if number == 2 else [], fastdp)
     for router in tunnel.routers:
         wait_until("the router answers", router.answers, 30)
     wait_until("the connection", lambda: all(router.established() for router in tunnel.routers), 30)
@@ -87,10 +88,12 @@ def add_router(
     password: str | None,
     implementation: str,
     peers: list[int],
+    fastdp: bool = False,
 ) -> Router:
     """One more host with a router."""
     host = tunnel.underlay.host(number)
     router = Router(host, directory / f"{tunnel.underlay.prefix}{number}", foreign=foreign, password=password)
+    router.fastdp = fastdp
     # A router inherits our environment.
     os.environ["WEAVE_SLEEVE"] = implementation
     router.start([tunnel.underlay.host(peer).address for peer in peers])

@@ -12,12 +12,11 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address
 from pathlib import Path
 
 from fastdp.kernel import Kernel, KernelError
 from fastdp.link import FastLink
-from fastdp.maps import MAX_HOPS, NO_SHORT, UPCALL, Kind, Reason, Route, unpack_address, unpack_upcall
+from fastdp.maps import MAX_HOPS, NO_SHORT, UPCALL, Kind, Reason, Route, host, unpack_address, unpack_upcall
 from fastdp.table import KernelTable
 from fastdp.wire import DEFAULT_MTU, ends, heartbeat, packet
 from mesh.names import PeerName, peer_label
@@ -29,10 +28,11 @@ _HEALTH = "1"
 _LEARN_INTERVAL = 0.25
 _BATCH = 64
 _MAX_FRAME = 65536 + 64
-# <linux/in.h>, <asm/socket.h>
-_IP_MTU_DISCOVER, _IP_MTU, _PMTUDISC_PROBE = 10, 14, 3
+# <linux/in.h>, <linux/in6.h>, <asm/socket.h>
+_MTU_DISCOVER, _MTU = {False: 10, True: 23}, {False: 14, True: 24}
+_PMTUDISC_PROBE = 3
 _SO_NO_CHECK = 11
-_FLUSH = Path("/proc/sys/net/ipv4/route/flush")
+_FLUSH = {False: Path("/proc/sys/net/ipv4/route/flush"), True: Path("/proc/sys/net/ipv6/route/flush")}
 
 
 class FastForwarder:
@@ -46,11 +46,11 @@ class FastForwarder:
         self.peer = params.remote
         self.route = route
         port = path.port_of(params)
-        self._target = f"{params.remote_address[0]}:{port}"
+        self._v6 = ":" in params.remote_address[0]
+        self._target = f"[{params.remote_address[0]}]:{port}" if self._v6 else f"{params.remote_address[0]}:{port}"
         self._label = peer_label(params.remote, params.remote_nickname)
         self._beat_frame = heartbeat(params.connection_uid, path.mtu)
-        ours = params.features.get(HEALTH_FEATURE) == _HEALTH
-        self.link = FastLink(self, params.connection_uid, path.mtu, ours=ours, port=port)
+        self.link = FastLink(self, params.connection_uid, path.mtu, ours=is_ours(params), port=port, v6=self._v6)
         self.counts: Counter[str] = Counter()
         self._socket = _connected(params.local_address[0], params.remote_address[0], port)
         self._timer: asyncio.TimerHandle | None = None
@@ -126,7 +126,7 @@ class FastForwarder:
         """The kernel remembers a small path MTU for ten minutes, and would go on dropping large frames by it."""
         if self._path_mtu() < self.link.needs:
             with contextlib.suppress(OSError):
-                _FLUSH.write_text("1")
+                _FLUSH[self._v6].write_text("1")
 
     def heard(self, frame: bytes) -> bool:
         """A special frame of the peer; whether it was a heartbeat of ours."""
@@ -152,7 +152,7 @@ class FastForwarder:
         return None
 
     def _path_mtu(self) -> int:
-        return self._socket.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+        return self._socket.getsockopt(socket.IPPROTO_IPV6 if self._v6 else socket.IPPROTO_IP, _MTU[self._v6])
 
     def _log(self, text: str, *values: object) -> None:
         self._path.log.info("fastdp ->[%s|%s]: " + text, self._target, self._label, *values)
@@ -172,14 +172,21 @@ class FastForwarder:
         self._rearm()
 
 
+def is_ours(params: ConnectionParams) -> bool:
+    """Whether the peer is of our kind."""
+    return params.features.get(HEALTH_FEATURE) == _HEALTH
+
+
 def _connected(local: str, remote: str, port: int) -> socket.socket:
     """A socket whose packets look like the kernel's: never fragmented, without checksum. Raises OSError.
 
     It obeys the interface's MTU and not what the kernel remembers of a path, so that one which recovered is found.
     """
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    v6 = ":" in remote
+    sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+        level = socket.IPPROTO_IPV6 if v6 else socket.IPPROTO_IP
+        sock.setsockopt(level, _MTU_DISCOVER[v6], _PMTUDISC_PROBE)
         sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
         sock.bind((local, 0))
         sock.connect((remote, port))
@@ -246,7 +253,7 @@ class FastDataPath:
 
     def prepare(self, params: ConnectionParams, events: ForwarderEvents) -> FastForwarder:
         local, remote = params.local_address[0], params.remote_address[0]
-        if ":" in remote:
+        if ":" in remote and not is_ours(params):
             raise OverlayError("the underlay is IPv6")
         if params.session_key is not None:
             raise OverlayError("the connection is encrypted, and ESP is not available")
@@ -254,9 +261,9 @@ class FastDataPath:
             raise OverlayError(f"{MAX_HOPS} links are carried by the kernel already")
         try:
             device = self.kernel.device(self.port_of(params))
-            route = Route(Kind.FAST, int(IPv4Address(remote)), int(IPv4Address(local)), device)
+            route = Route(Kind.FAST, host(remote), host(local), device)
             return FastForwarder(self, params, events, route)
-        except (KernelError, OSError) as error:
+        except (KernelError, OSError, ValueError) as error:
             raise OverlayError(str(error)) from error
 
     def diagnostics(self) -> object:

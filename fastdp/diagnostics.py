@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastdp.datapath import FastDataPath, FastForwarder
-from fastdp.maps import DROPS, NO_SHORT, unpack_address
+from fastdp.maps import DROPS, NO_SHORT, host_text, unpack_address
 from mesh.names import format_peer_name
 
 _SHOWN_ADDRESSES = 1000
@@ -23,7 +23,7 @@ def document(path: FastDataPath) -> dict[str, Any]:
                 "ShortID": short,
                 "Name": "" if owner is None else format_peer_name(owner),
                 "Path": route.kind.name.lower(),
-                "Hop": _dotted(route.hop) if route.hop else "",
+                "Hop": host_text(route.hop) if any(route.hop) else "",
             }
             for short, owner, route in path.table.shown()
         ]
@@ -37,7 +37,7 @@ def document(path: FastDataPath) -> dict[str, Any]:
 def _link(path: FastDataPath, link: FastForwarder) -> dict[str, Any]:
     return {
         "Peer": format_peer_name(link.peer),
-        "Address": _dotted(link.route.hop),
+        "Address": host_text(link.route.hop),
         "Established": link.link.established,
         "Reason": link.link.trouble,
         "PathMTU": link.link.path_mtu or 0,
@@ -67,7 +67,3 @@ def _addresses(path: FastDataPath) -> list[dict[str, Any]]:
                 }
             )
     return found
-
-
-def _dotted(address: int) -> str:
-    return ".".join(str(octet) for octet in address.to_bytes(4, "big"))

@@ -32,6 +32,7 @@ static long (*load_bytes)(const void *, __u32, void *, __u32) = (void *)BPF_FUNC
 #define NO_SHORT 0xffff           // a peer that has no short id of its own: sleeve carries its frames
 #define STP 0x0000c28001ULL       // 01:80:c2:00:00:00 as the number that `mac` makes of it
 #define OLD_KEY __builtin_offsetof(struct bpf_tunnel_key, local_ipv4)
+#define OTHER_FAMILY -71          // EPROTO: the outer header is IPv6
 
 enum kind { NONE, FAST, SLEEVE };
 enum reason { HEARTBEAT = 1, RELAY = 2, FLOOD_SLEEVE = 3, FLOOD_ALL = 4 };
@@ -45,18 +46,21 @@ enum count {
 struct map { __u32 type, key_size, value_size, max_entries, flags; };
 // Our short id, the one we had before the last start, and interfaces: sleeve's TAP, the daemon's, the bridge's port.
 struct config { __u32 ourself, former, sleeve, ctl, port, spare[3]; };
-// How a peer is reached: addresses of the next hop and of ours for it, the VXLAN device, and what carries frames.
-struct peer { __u32 hop, local, device; __u8 kind, spare[3]; };
+// A host's address as it is in a bpf_tunnel_key: IPv6, or an IPv4 number and zeros.
+struct host { __u32 word[4]; };
+// How a peer is reached: addresses of the next hop and of ours for it, the VXLAN device, and what carries frames;
+// `flags` are those of bpf_skb_set_tunnel_key.
+struct peer { struct host hop, local; __u32 device, flags; __u8 kind, spare[3]; };
 // Next hops of the floods of one source; `sleeve`: others are not carried here.
 struct tree { __u16 count, sleeve; __u16 hops[MAX_HOPS]; };
 struct address { __u64 seen; __u16 peer; __u16 spare[3]; };
 struct learned { __u8 mac[6]; __u16 peer; };
-struct header { __u8 reason, spare[3]; __u32 vni, remote, spare2; };
+struct header { __u8 reason, spare[3]; __u32 vni; struct host remote; };
 
 struct map SECTION("maps") config = { BPF_MAP_TYPE_ARRAY, 4, sizeof(struct config), 1, 0 };
 struct map SECTION("maps") peers = { BPF_MAP_TYPE_ARRAY, 4, sizeof(struct peer), 4096, 0 };
 struct map SECTION("maps") trees = { BPF_MAP_TYPE_HASH, 4, sizeof(struct tree), 4096, BPF_F_NO_PREALLOC };
-struct map SECTION("maps") sources = { BPF_MAP_TYPE_HASH, 4, 4, 8192, BPF_F_NO_PREALLOC };
+struct map SECTION("maps") sources = { BPF_MAP_TYPE_HASH, sizeof(struct host), 4, 8192, BPF_F_NO_PREALLOC };
 struct map SECTION("maps") remotes = { BPF_MAP_TYPE_LRU_HASH, 8, sizeof(struct address), 65536, 0 };
 struct map SECTION("maps") locals = { BPF_MAP_TYPE_HASH, 8, sizeof(struct address), 16384, BPF_F_NO_PREALLOC };
 struct map SECTION("maps") events = { BPF_MAP_TYPE_QUEUE, 0, sizeof(struct learned), 4096, 0 };
@@ -64,11 +68,16 @@ struct map SECTION("maps") counts = { BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8, 32, 0 };
 
 char licence[] SECTION("license") = "Dual MIT/GPL";
 
-INLINE void note(__u32 what)
+INLINE void add(__u32 what, __u64 more)
 {
     __u64 *number = map_lookup(&counts, &what);
     if (number)
-        (*number)++;
+        *number += more;
+}
+
+INLINE void note(__u32 what)
+{
+    add(what, 1);
 }
 
 INLINE int drop(__u32 why)
@@ -92,23 +101,46 @@ INLINE void say(__u64 address, __u16 peer)
         note(EVENT_LOST);
 }
 
+// The outer header of a frame, whatever its family; not 0 where it has none.
+INLINE long outer(struct __sk_buff *skb, struct bpf_tunnel_key *key, struct host *remote)
+{
+    long failed = get_key(skb, key, OLD_KEY, 0);
+    if (failed == OTHER_FAMILY)
+        failed = get_key(skb, key, OLD_KEY, BPF_F_TUNINFO_IPV6);
+    __builtin_memcpy(remote, key->remote_ipv6, sizeof(*remote));
+    return failed;
+}
+
+INLINE int same(const struct host *one, const struct host *other)
+{
+    return one->word[3] == other->word[3] && one->word[2] == other->word[2] && one->word[1] == other->word[1] &&
+           one->word[0] == other->word[0];
+}
+
 // Give a frame the outer header that leads it to a next hop.
+INLINE long put(struct __sk_buff *skb, struct bpf_tunnel_key *key, const struct peer *next, __u32 vni)
+{
+    key->tunnel_id = vni;
+    __builtin_memcpy(key->remote_ipv6, &next->hop, sizeof(next->hop));
+    __builtin_memcpy(key->local_ipv6, &next->local, sizeof(next->local));
+    long failed = set_key(skb, key, sizeof(*key), next->flags);
+    if (failed)  // Kernels before 6.0 choose the source by the route.
+        failed = set_key(skb, key, OLD_KEY, next->flags);
+    return failed;
+}
+
 INLINE long aim(struct __sk_buff *skb, const struct peer *next, __u32 vni)
 {
-    struct bpf_tunnel_key key = {};
-    key.tunnel_id = vni;
-    key.remote_ipv4 = next->hop;
-    key.tunnel_ttl = 64;
-    key.local_ipv4 = next->local;
-    long failed = set_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX | BPF_F_DONT_FRAGMENT);
-    if (failed)  // Kernels before 6.0 choose the source by the route.
-        failed = set_key(skb, &key, OLD_KEY, BPF_F_ZERO_CSUM_TX | BPF_F_DONT_FRAGMENT);
-    return failed;
+    struct bpf_tunnel_key key = { .tunnel_ttl = 64 };
+    return put(skb, &key, next, vni);
 }
 
 // Copies to all next hops that we carry frames to; whether there are others.
 INLINE int flood(struct __sk_buff *skb, const struct tree *tree, __u32 source, __u32 what)
 {
+    // Few branches: the verifier walks through every round of this.
+    struct bpf_tunnel_key key = { .tunnel_ttl = 64 };
+    __u64 sent = 0, lost = 0;
     for (int i = 0; i < MAX_HOPS; i++) {
         if (i >= tree->count)
             break;
@@ -116,22 +148,22 @@ INLINE int flood(struct __sk_buff *skb, const struct tree *tree, __u32 source, _
         struct peer *next = map_lookup(&peers, &hop);
         if (!next || next->kind != FAST)
             continue;
-        if (aim(skb, next, source | hop << 12))
-            note(NO_KEY);
-        else if (clone_redirect(skb, next->device, 0))
-            note(CLONE_FAILED);
+        if (put(skb, &key, next, source | hop << 12) || clone_redirect(skb, next->device, 0))
+            lost++;
         else
-            note(what);
+            sent++;
     }
+    add(what, sent);
+    add(CLONE_FAILED, lost);
     return tree->sleeve;
 }
 
 // Hand a frame to the daemon, with what it needs to know; whoever calls is done with the frame.
-INLINE int ask(struct __sk_buff *skb, const struct config *ours, __u8 reason, __u32 vni, __u32 remote)
+INLINE int ask(struct __sk_buff *skb, const struct config *ours, __u8 reason, __u32 vni, const struct host *remote)
 {
     struct header header = { .reason = reason };
     header.vni = __builtin_bswap32(vni);
-    header.remote = __builtin_bswap32(remote);
+    header.remote = *remote;
     if (change_head(skb, sizeof(header), 0) || store_bytes(skb, 0, &header, sizeof(header), 0))
         return drop(MALFORMED);
     note(reason == HEARTBEAT ? HEARTBEATS : TO_DAEMON);
@@ -186,11 +218,12 @@ INLINE void learn_remote(__u64 source, __u16 peer)
 SECTION("egress") int frame_out(struct __sk_buff *skb)
 {
     struct bpf_tunnel_key key = {};
+    struct host remote;
     __u8 ethernet[14];
     __u32 zero = 0;
     struct config *ours = map_lookup(&config, &zero);
     // What has an address already was given it here, or by `ingress`.
-    if (!ours || !get_key(skb, &key, OLD_KEY, 0))
+    if (!ours || !outer(skb, &key, &remote))
         return TC_ACT_OK;
     if (load_bytes(skb, 0, ethernet, sizeof(ethernet)))
         return drop(MALFORMED);
@@ -238,14 +271,15 @@ SECTION("egress") int frame_out(struct __sk_buff *skb)
 SECTION("ingress") int frame_in(struct __sk_buff *skb)
 {
     struct bpf_tunnel_key key = {};
+    struct host remote;
     __u8 ethernet[14];
     __u32 zero = 0;
     struct config *ours = map_lookup(&config, &zero);
     if (!ours)
         return TC_ACT_SHOT;
-    if (get_key(skb, &key, OLD_KEY, 0))
+    if (outer(skb, &key, &remote))
         return TC_ACT_OK;  // The bridge's copy of a flood, made below.
-    __u32 remote = key.remote_ipv4, vni = key.tunnel_id & 0xffffff;
+    __u32 vni = key.tunnel_id & 0xffffff;
     __u32 from = vni & SHORT_MASK, to = vni >> 12;
     if (!map_lookup(&sources, &remote))
         return drop(BAD_SOURCE);
@@ -253,7 +287,7 @@ SECTION("ingress") int frame_in(struct __sk_buff *skb)
         return drop(MALFORMED);
     __u64 target = mac(ethernet), source = mac(ethernet + 6);
     if (!target && !source)
-        return ask(skb, ours, HEARTBEAT, vni, remote);
+        return ask(skb, ours, HEARTBEAT, vni, &remote);
     if (from == ours->ourself || from == ours->former)
         return drop(FROM_OURSELF);
     struct peer *sender = map_lookup(&peers, &from);
@@ -264,8 +298,8 @@ SECTION("ingress") int frame_in(struct __sk_buff *skb)
         if (!next || next->kind == NONE)
             return drop(NO_ROUTE);
         if (next->kind == SLEEVE)
-            return ask(skb, ours, RELAY, vni, remote);
-        if (next->hop == remote)
+            return ask(skb, ours, RELAY, vni, &remote);
+        if (same(&next->hop, &remote))
             return drop(HAIRPIN);
         if (aim(skb, next, vni))
             return drop(NO_KEY);
@@ -284,5 +318,5 @@ SECTION("ingress") int frame_in(struct __sk_buff *skb)
     if (!sleeve)
         return TC_ACT_OK;
     clone_redirect(skb, ours->port, BPF_F_INGRESS);
-    return ask(skb, ours, tree ? FLOOD_SLEEVE : FLOOD_ALL, vni, remote);
+    return ask(skb, ours, tree ? FLOOD_SLEEVE : FLOOD_ALL, vni, &remote);
 }

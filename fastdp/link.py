@@ -9,7 +9,7 @@ once. No sockets and no clock. Source: data plane spec §4.3, §4.4.
 
 from typing import Protocol
 
-from fastdp.wire import OVERHEAD, Control, is_heartbeat
+from fastdp.wire import IPV6_MORE, OVERHEAD, Control, is_heartbeat
 
 FAST_HEARTBEAT = 0.5
 SLOW_HEARTBEAT = 10.0
@@ -40,10 +40,13 @@ class LinkEffects(Protocol):
 class FastLink:
     """The state of one link; `ours` says that the peer speaks HEALTH. `mtu` of a frame's content, in octets."""
 
-    def __init__(self, effects: LinkEffects, connection_uid: int, mtu: int, *, ours: bool, port: int) -> None:
+    def __init__(
+        self, effects: LinkEffects, connection_uid: int, mtu: int, *, ours: bool, port: int, v6: bool = False
+    ) -> None:
         self._effects = effects
         self._uid = connection_uid
-        self._mtu = mtu
+        # Octets of IP packet that the path has to take.
+        self.needs = mtu + OVERHEAD + (IPV6_MORE if v6 else 0)
         self._ours = ours
         self._port = port
         self._beat_at: float | None = None
@@ -58,11 +61,6 @@ class FastLink:
         self.confirmed = False
         self.established = False
         self.changes = 0
-
-    @property
-    def needs(self) -> int:
-        """Octets of IP packet that the path has to take."""
-        return self._mtu + OVERHEAD
 
     @property
     def trouble(self) -> str:

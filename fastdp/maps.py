@@ -1,22 +1,27 @@
 """What the kernel's maps hold, as bytes: the other side of the structures in fastdp.bpf.c, in the same order.
 
-Numbers are in the machine's order; addresses of hosts are numbers too.
+Numbers are in the machine's order. Addresses of hosts are 16 octets: IPv6's, or those of an IPv4
+number and zeros.
 """
 
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 NO_SHORT = 0xFFFF
 MAX_HOPS = 256
 KEY = struct.Struct("=I")
 COUNT = struct.Struct("=Q")
 _CONFIG = struct.Struct("=5I12x")
-_PEER = struct.Struct("=IIIB3x")
+_PEER = struct.Struct("=16s16sIIB3x")
+_HOST_V4 = struct.Struct("=I12x")
+# <linux/bpf.h>: BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_F_DONT_FRAGMENT.
+_IPV6, _NO_CHECKSUM, _NO_FRAGMENTS = 1, 2, 4
 _TREE = struct.Struct("=HH")
 _ADDRESS = struct.Struct("=QH6x")
 _LEARNED = struct.Struct("=6sH")
-_UPCALL = struct.Struct(">B3xII4x")
+_UPCALL = struct.Struct(">B3xI16s")
 UPCALL = _UPCALL.size
 TREE_SIZE = _TREE.size + 2 * MAX_HOPS
 
@@ -70,19 +75,20 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How a peer is reached: IPv4 addresses of the next hop and of ours, the VXLAN device's index."""
+    """How a peer is reached: addresses of the next hop and of ours, the VXLAN device's index."""
 
     kind: Kind
-    hop: int = 0
-    local: int = 0
+    hop: bytes = bytes(16)
+    local: bytes = bytes(16)
     device: int = 0
 
     def pack(self) -> bytes:
-        return _PEER.pack(self.hop, self.local, self.device, self.kind)
+        flags = _NO_FRAGMENTS | (_NO_CHECKSUM if _is_v4(self.hop) else _IPV6)
+        return _PEER.pack(self.hop, self.local, self.device, flags, self.kind)
 
     @classmethod
     def unpack(cls, value: bytes) -> "Route":
-        hop, local, device, kind = _PEER.unpack(value)
+        hop, local, device, _, kind = _PEER.unpack(value)
         return cls(Kind(kind), hop, local, device)
 
 
@@ -126,7 +132,22 @@ def unpack_learned(value: bytes) -> tuple[bytes, int]:
     return mac, short
 
 
-def unpack_upcall(data: bytes) -> tuple[int, int, int]:
+def host(text: str) -> bytes:
+    """A host's address, from text without scope. Raises ValueError."""
+    address = ip_address(text)
+    return _HOST_V4.pack(int(address)) if isinstance(address, IPv4Address) else address.packed
+
+
+def host_text(address: bytes) -> str:
+    """A host's address for people."""
+    return str(IPv4Address(_HOST_V4.unpack(address)[0]) if _is_v4(address) else IPv6Address(address))
+
+
+def _is_v4(address: bytes) -> bool:
+    return not any(address[4:])
+
+
+def unpack_upcall(data: bytes) -> tuple[int, int, bytes]:
     """(reason, VNI, sender's address) in front of a frame that came up."""
     reason, vni, remote = _UPCALL.unpack_from(data)
     return reason, vni, remote

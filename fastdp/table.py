@@ -62,9 +62,9 @@ class KernelTable:
         self._short: dict[PeerName, int] = {}
         self.owners: dict[int, PeerName] = {}
         self._behind: dict[bytes, PeerName] = {}
-        self._sources: dict[int, int] = {}
+        self._sources: dict[bytes, int] = {}
         # Addresses of next hops that are still served, and until when.
-        self._held: dict[int, float] = {}
+        self._held: dict[bytes, float] = {}
         self._forgotten: dict[bytes, None] = {}
         self._hops: Sequence[tuple[PeerName, Forwarder | None]] = ()
         self._adopt()
@@ -82,7 +82,7 @@ class KernelTable:
             value = self._maps["trees"].get(key)
             if value is not None:
                 self._trees[KEY.unpack(key)[0]] = Tree.unpack(value)
-        found = [KEY.unpack(key)[0] for key in self._maps["sources"].all_keys()]
+        found = self._maps["sources"].all_keys()
         self._sources = dict.fromkeys(found, 0)
         for address in found:
             self._hold(address)
@@ -100,20 +100,20 @@ class KernelTable:
 
     # --- who may send to us ---
 
-    def admit(self, address: int) -> None:
-        """Take packets from this address (as a number)."""
+    def admit(self, address: bytes) -> None:
+        """Take packets from this host."""
         number = self._sources.get(address)
         self._sources[address] = (number or 0) + 1
         if number is None:
-            self._maps["sources"].set(KEY.pack(address), KEY.pack(1))
+            self._maps["sources"].set(address, KEY.pack(1))
 
-    def leave(self, address: int) -> None:
+    def leave(self, address: bytes) -> None:
         """A link to this address has ended; its packets are taken for a while still."""
         self._sources[address] -= 1
         if not self._sources[address]:
             self._hold(address)
 
-    def _hold(self, address: int) -> None:
+    def _hold(self, address: bytes) -> None:
         self._held[address] = self._clock() + GRACE
         self._later(GRACE + 0.01, self._expire)
 
@@ -124,7 +124,7 @@ class KernelTable:
             del self._held[address]
             if not self._sources[address]:
                 del self._sources[address]
-                self._maps["sources"].delete(KEY.pack(address))
+                self._maps["sources"].delete(address)
         if over:
             for mac in [mac for mac in self._forgotten if not self._is_held(mac)]:
                 del self._forgotten[mac]

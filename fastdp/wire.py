@@ -10,6 +10,8 @@ VXLAN_HEADER = 8
 # Outer IPv4 and UDP header.
 OUTER = 20 + 8
 OVERHEAD = OUTER + VXLAN_HEADER + ETHERNET_HEADER
+# What an outer IPv6 header has more.
+IPV6_MORE = 20
 DEFAULT_MTU = 1376
 _HEADER = struct.Struct(">II")
 _VNI_FOLLOWS = 0x08000000

@@ -56,13 +56,13 @@ def test_programs_are_found_again_and_keep_their_maps() -> None:
             tc.attach(ip, index, first.programs)
             numbers = tc.attached(index)
             assert len(numbers) == 2
-            first.maps["sources"].set(struct.pack("=I", 7), struct.pack("=I", 1))
+            first.maps["sources"].set(b"7" * 16, struct.pack("=I", 1))
             found = maps_of(numbers)
             assert set(found) == set(content.maps)
             second = load(content, existing=found)
             tc.attach(ip, index, second.programs)
             assert len(tc.attached(index)) == 2 and set(tc.attached(index)).isdisjoint(numbers)
-            assert second.maps["sources"].all_keys() == [struct.pack("=I", 7)]
+            assert second.maps["sources"].all_keys() == [b"7" * 16]
 
     with namespace() as name:
         within(name, inside)

@@ -1,5 +1,7 @@
 """Frames carried by the kernel between whole routers: mesh, relay, mixed links, what breaks and comes back."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -251,6 +253,20 @@ def test_killed_under_load() -> None:
         assert ping(made.underlay.container(2), "10.32.0.1")
 
 
+def test_over_ipv6() -> None:
+    with cluster(fastdp=True) as made:
+        made.start(1, [])
+        made.start(2, [f"[{made.underlay.host(1).address6}]"], "--no-discovery")
+        made.start(3, [f"[{made.underlay.host(2).address6}]"], "--no-discovery")
+        made.await_links(chain_links(3))
+        attached = containers(made)
+        made.await_routes()
+        wait_until("everything is fast", lambda: all_fast(made), 10)
+        everything_passes(attached, 1_000_000)
+        assert "fd99::2" in weave(made.underlay.host(1), "status", "fastdp")
+        assert fastdp(made, 2)["Counts"]["relayed"] > 100
+
+
 def test_a_spoofed_source_is_dropped() -> None:
     with cluster(fastdp=True) as made:
         made.start_all(2)
@@ -282,3 +298,91 @@ def test_nothing_is_left_without() -> None:
         weave(made.underlay.host(1), "reset", "--force")
         links = run("ip", "-n", host, "link")
         assert "vxlan-6784" not in links and "vethwe" not in links and "weave" not in links
+
+
+def heard(namespace: str, work: Callable[[], None], ethertype: str = "88b5") -> int:
+    """How many frames of a type reach a container's interface while something is done, and a second longer."""
+    program = (
+        "import socket,time\n"
+        f"s=socket.socket(17,3,socket.htons(0x{ethertype}));s.bind(('ethwe',0x{ethertype}))\n"
+        "s.settimeout(0.2);print('ready',flush=True);n=0;end=time.monotonic()+3\n"
+        "while time.monotonic()<end:\n"
+        "    try: s.recv(2000);n+=1\n"
+        "    except TimeoutError: pass\n"
+        "print(n,flush=True)\n"
+    )
+    command = inside(namespace, sys.executable, "-I", "-S", "-c", program)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as listener:
+        assert listener.stdout is not None and listener.stdout.readline() == "ready\n"
+        work()
+        return int(listener.communicate(timeout=20)[0])
+
+
+def send_raw(namespace: str, target: str, source: str, count: int) -> None:
+    """Frames of a type that nobody uses, to any address."""
+    frame = f"{target}{source}88b5" + "00" * 50
+    program = (
+        "import socket,time\ns=socket.socket(17,3);s.bind(('ethwe',0))\n"
+        f"for _ in range({count}): s.send(bytes.fromhex('{frame}'));time.sleep(.02)\n"
+    )
+    run(*inside(namespace, sys.executable, "-I", "-S", "-c", program))
+
+
+@pytest.mark.parametrize("slow", [(), (3,), (2,)], ids=["all fast", "last slow", "middle slow"])
+def test_every_frame_arrives_once(slow: tuple[int, ...]) -> None:
+    """Group frames, and frames for addresses that nobody has, at each other container exactly once."""
+    with cluster(fastdp=True) as made:
+        for number in (1, 2, 3):
+            flags = ["--no-fastdp", "--mtu", "1376"] if number in slow else []
+            made.start(number, [other for other in (1, 2, 3) if other < number], *flags)
+        made.await_links(mesh_links(3))
+        attached = containers(made)
+        made.await_routes()
+        wait_until(
+            "the paths are chosen",
+            lambda: all(
+                path == ("sleeve" if {number, int(peer[-1])} & set(slow) else "fastdp")
+                for number in made.routers
+                for peer, path in paths(made, number).items()
+            ),
+            15,
+        )
+        for target in ("ffffffffffff", "0333aabbccdd", "02eeeeeeeeee"):
+            for source in (1, 2, 3):
+                for other in {1, 2, 3} - {source}:
+                    got = heard(
+                        attached[other],
+                        lambda: send_raw(attached[source], target, f"02ddddddd00{source}", 5),  # noqa: B023
+                    )
+                    assert got == 5, f"{target} from {source} at {other}"
+
+
+def test_five_in_a_mesh() -> None:
+    with cluster(fastdp=True) as made:
+        made.start_all(5)
+        made.await_links(mesh_links(5))
+        attached = containers(made)
+        made.await_routes()
+        wait_until("everything is fast", lambda: all_fast(made), 20)
+        for one, namespace in attached.items():
+            for other in attached.keys() - {one}:
+                assert ping(namespace, f"10.32.0.{other}"), f"{one} -> {other}"
+        assert heard(attached[5], lambda: send_raw(attached[1], "ffffffffffff", "02dddddddd01", 5)) == 5
+
+
+def test_four_in_a_chain() -> None:
+    with cluster(fastdp=True) as made:
+        made.start_all(4, chain=True)
+        made.await_links(chain_links(4))
+        attached = containers(made)
+        made.await_routes()
+        wait_until("everything is fast", lambda: all_fast(made), 20)
+        for one, other in ((1, 4), (4, 1), (2, 4), (1, 3)):
+            assert ping(attached[one], f"10.32.0.{other}"), f"{one} -> {other}"
+        tcp(attached[1], attached[4], "10.32.0.4", 50_000_000)
+        assert heard(attached[4], lambda: send_raw(attached[1], "ffffffffffff", "02dddddddd01", 5)) == 5
+        # The cable in the middle is pulled, and plugged in again.
+        made.underlay.cut(3)
+        wait_until("the neighbour is missed", lambda: "fastdp" not in paths(made, 2).get("host3", ""), BACK)
+        made.underlay.cut(3, down=False)
+        wait_until("it is back", lambda: ping(attached[1], "10.32.0.4", count=1), 90, 1.0)

@@ -155,6 +155,12 @@ def test_random_loss_changes_next_to_nothing() -> None:
     assert side.link.changes <= 6, "an hour with every third heartbeat lost"
 
 
+def test_ipv6_takes_more() -> None:
+    side = Side(ours=True)
+    assert side.link.needs == 1426
+    assert FastLink(side, UID, MTU, ours=True, port=6784, v6=True).needs == 1446
+
+
 def test_stop(side: Side) -> None:
     side.establish()
     side.link.stop()

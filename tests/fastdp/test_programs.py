@@ -7,13 +7,26 @@ import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
 
 from fastdp.kernel import Kernel
-from fastdp.maps import KEY, NO_SHORT, UPCALL, Config, Kind, Reason, Route, Tree, mac_key, pack_address, unpack_upcall
+from fastdp.maps import (
+    KEY,
+    NO_SHORT,
+    UPCALL,
+    Config,
+    Kind,
+    Reason,
+    Route,
+    Tree,
+    host,
+    host_text,
+    mac_key,
+    pack_address,
+    unpack_upcall,
+)
 from fastdp.wire import packet
 from host.bridge import ensure_bridge
 from host.tap import CONTROL_NAME, TAP_NAME, open_control, open_tap
@@ -72,15 +85,14 @@ class Lab:
             except BlockingIOError:
                 return found
             reason, vni, remote = unpack_upcall(data)
-            if reason in list(Reason) and str(IPv4Address(remote)).startswith("10.99.0."):
+            if reason in list(Reason) and host_text(remote).startswith("10.99.0."):
                 found.append((reason, vni, data[UPCALL:]))
 
     def write(self, name: str, key: int, value: bytes) -> None:
         self.kernel.maps[name].set(KEY.pack(key), value)
 
     def route(self, short: int, kind: Kind, hop: str = "0.0.0.0") -> None:
-        local = int(IPv4Address("10.99.0.2"))
-        self.write("peers", short, Route(kind, int(IPv4Address(hop)), local, self.kernel.port).pack())
+        self.write("peers", short, Route(kind, host(hop), host("10.99.0.2"), self.kernel.port).pack())
 
 
 @pytest.fixture
@@ -111,7 +123,7 @@ def lab() -> Iterator[Lab]:
             KEY.pack(0), Config(OURSELF, OURSELF, kernel.sleeve, kernel.ctl_index, kernel.port).pack()
         )
         for address in ears:
-            made.write("sources", int(IPv4Address(address)), KEY.pack(1))
+            kernel.maps["sources"].set(host(address), KEY.pack(1))
         made.route(ONE, Kind.FAST, "10.99.0.1")
         for short in (THREE, FOUR):
             made.route(short, Kind.FAST, "10.99.0.3")
@@ -177,7 +189,7 @@ def test_what_is_dropped(lab: Lab, source: str, ends: tuple[int, int], reason: s
 
 
 def test_an_unknown_sender_is_dropped(lab: Lab) -> None:
-    lab.kernel.maps["sources"].delete(KEY.pack(int(IPv4Address("10.99.0.1"))))
+    lab.kernel.maps["sources"].delete(host("10.99.0.1"))
     lab.send("10.99.0.1", packet(ONE, OURSELF, BROADCAST))
     lab.send("10.99.0.1", packet(ONE, OURSELF, bytes(100)))
     assert lab.heard() == [] and lab.asked() == []

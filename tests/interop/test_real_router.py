@@ -141,3 +141,15 @@ def test_version_one_introduction() -> None:
         made.start(1, [])
         made.start(2, [1], "--min-protocol-version", "2")
         made.await_links(mesh_links(2))
+
+
+@pytest.mark.parametrize(("foreign", "chain"), PLACES)
+def test_a_kernel_path_among_ours_only(foreign: list[int], chain: bool) -> None:
+    """Ours carry frames in the kernel among themselves, and over sleeve to a router that has no Open vSwitch."""
+    with cluster(foreign, REAL, fastdp=True) as made:
+        made.start_all(3, chain=chain)
+        made.await_links(chain_links(3) if chain else mesh_links(3))
+        containers = {number: made.container(number) for number in made.routers}
+        made.await_routes()
+        everything_passes(containers, 1_000_000)
+        arp_is_answered_anew(containers)
