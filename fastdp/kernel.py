@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 
 from pyroute2 import IPRoute
@@ -53,11 +54,16 @@ class Kernel:
     def device(self, port: int) -> int:
         """The index of a UDP port's VXLAN device, with our programs on it. Raises KernelError."""
         if port not in self._devices:
-            with self._errors(), IPRoute() as ip:
-                index = self._device(port)
-                tc.attach(ip, index, self._programs)
-                self._devices[port] = index
+            # Netlink brings a loop of its own, which cannot run inside ours. It takes milliseconds, once a port.
+            with ThreadPoolExecutor(1) as thread:
+                self._devices[port] = thread.submit(self._add, port).result()
         return self._devices[port]
+
+    def _add(self, port: int) -> int:
+        with self._errors(), IPRoute() as ip:
+            index = self._device(port)
+            tc.attach(ip, index, self._programs)
+            return index
 
     @property
     def ports(self) -> list[int]:

@@ -255,7 +255,7 @@ def test_killed_under_load() -> None:
 
 def test_over_ipv6() -> None:
     with cluster(fastdp=True) as made:
-        made.start(1, [])
+        made.start(1, [], "--no-discovery")
         made.start(2, [f"[{made.underlay.host(1).address6}]"], "--no-discovery")
         made.start(3, [f"[{made.underlay.host(2).address6}]"], "--no-discovery")
         made.await_links(chain_links(3))
@@ -265,6 +265,22 @@ def test_over_ipv6() -> None:
         everything_passes(attached, 1_000_000)
         assert "fd99::2" in weave(made.underlay.host(1), "status", "fastdp")
         assert fastdp(made, 2)["Counts"]["relayed"] > 100
+
+
+def test_another_port() -> None:
+    """Whoever accepts a connection decides its port: the dialler has a device of that port beside its own."""
+    with cluster(fastdp=True) as made:
+        made.start(1, [], "--no-discovery", "--port", "7000")
+        made.start(2, [f"{made.address(1)}:7000"], "--no-discovery")
+        made.start(3, [2], "--no-discovery")
+        made.await_links(chain_links(3))
+        attached = containers(made)
+        made.await_routes()
+        wait_until("everything is fast", lambda: all_fast(made), 10)
+        assert [fastdp(made, number)["Ports"] for number in (1, 2, 3)] == [[7001], [6784, 7001], [6784]]
+        everything_passes(attached, 1_000_000)
+        assert heard(attached[3], lambda: send_raw(attached[1], "ffffffffffff", "02dddddddd01", 5)) == 5
+        assert heard(attached[2], lambda: send_raw(attached[1], "02eeeeeeeeee", "02dddddddd01", 5)) == 5
 
 
 def test_a_spoofed_source_is_dropped() -> None:
