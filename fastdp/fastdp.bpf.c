@@ -40,7 +40,7 @@ enum reason { HEARTBEAT = 1, RELAY = 2, FLOOD_SLEEVE = 3, FLOOD_ALL = 4 };
 enum count {
     OUT_UNICAST, OUT_FLOOD, OUT_TO_SLEEVE, IN_UNICAST, IN_FLOOD, RELAYED, FLOODED_ON, TO_DAEMON, HEARTBEATS, MOVED,
     NEW_REMOTE, NEW_LOCAL, LOCAL, STP_DROPPED, MALFORMED, REFLECTED, NO_ROUTE, BAD_SOURCE, UNKNOWN_PEER, FROM_OURSELF,
-    HAIRPIN, LOCAL_FULL, EVENT_LOST, NO_KEY, CLONE_FAILED, COUNTS
+    HAIRPIN, LOCAL_FULL, EVENT_LOST, NO_KEY, COUNTS
 };
 
 struct map { __u32 type, key_size, value_size, max_entries, flags; };
@@ -68,16 +68,11 @@ struct map SECTION("maps") counts = { BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8, 32, 0 };
 
 char licence[] SECTION("license") = "Dual MIT/GPL";
 
-INLINE void add(__u32 what, __u64 more)
+INLINE void note(__u32 what)
 {
     __u64 *number = map_lookup(&counts, &what);
     if (number)
-        *number += more;
-}
-
-INLINE void note(__u32 what)
-{
-    add(what, 1);
+        (*number)++;
 }
 
 INLINE int drop(__u32 why)
@@ -118,29 +113,23 @@ INLINE int same(const struct host *one, const struct host *other)
 }
 
 // Give a frame the outer header that leads it to a next hop.
-INLINE long put(struct __sk_buff *skb, struct bpf_tunnel_key *key, const struct peer *next, __u32 vni)
-{
-    key->tunnel_id = vni;
-    __builtin_memcpy(key->remote_ipv6, &next->hop, sizeof(next->hop));
-    __builtin_memcpy(key->local_ipv6, &next->local, sizeof(next->local));
-    long failed = set_key(skb, key, sizeof(*key), next->flags);
-    if (failed)  // Kernels before 6.0 choose the source by the route.
-        failed = set_key(skb, key, OLD_KEY, next->flags);
-    return failed;
-}
-
 INLINE long aim(struct __sk_buff *skb, const struct peer *next, __u32 vni)
 {
     struct bpf_tunnel_key key = { .tunnel_ttl = 64 };
-    return put(skb, &key, next, vni);
+    key.tunnel_id = vni;
+    __builtin_memcpy(key.remote_ipv6, &next->hop, sizeof(next->hop));
+    __builtin_memcpy(key.local_ipv6, &next->local, sizeof(next->local));
+    long failed = set_key(skb, &key, sizeof(key), next->flags);
+    if (failed)  // Kernels before 6.0 choose the source by the route.
+        failed = set_key(skb, &key, OLD_KEY, next->flags);
+    return failed;
 }
 
-// Copies to all next hops that we carry frames to; whether there are others.
+// Copies to all next hops that we carry frames to; whether there are others. Counted once, however many they are.
 INLINE int flood(struct __sk_buff *skb, const struct tree *tree, __u32 source, __u32 what)
 {
-    // Few branches: the verifier walks through every round of this.
-    struct bpf_tunnel_key key = { .tunnel_ttl = 64 };
-    __u64 sent = 0, lost = 0;
+    note(what);
+    // The verifier walks through every round of this: no branch may leave a trace behind it.
     for (int i = 0; i < MAX_HOPS; i++) {
         if (i >= tree->count)
             break;
@@ -148,13 +137,9 @@ INLINE int flood(struct __sk_buff *skb, const struct tree *tree, __u32 source, _
         struct peer *next = map_lookup(&peers, &hop);
         if (!next || next->kind != FAST)
             continue;
-        if (put(skb, &key, next, source | hop << 12) || clone_redirect(skb, next->device, 0))
-            lost++;
-        else
-            sent++;
+        if (!aim(skb, next, source | hop << 12))
+            clone_redirect(skb, next->device, 0);
     }
-    add(what, sent);
-    add(CLONE_FAILED, lost);
     return tree->sleeve;
 }
 

@@ -29,12 +29,11 @@ TREE_SIZE = _TREE.size + 2 * MAX_HOPS
 COUNTS = (
     "out-unicast", "out-flood", "out-to-sleeve", "in-unicast", "in-flood", "relayed", "flooded-on", "to-daemon",
     "heartbeats", "moved", "new-remote", "new-local", "local", "stp", "malformed", "reflected", "no-route",
-    "bad-source", "unknown-peer", "from-ourself", "hairpin", "local-full", "event-lost", "no-key", "clone-failed",
+    "bad-source", "unknown-peer", "from-ourself", "hairpin", "local-full", "event-lost", "no-key",
 )  # fmt: skip
 # Those of them that say that a frame was dropped for a reason worth a look.
 DROPS = (
     "malformed", "reflected", "no-route", "bad-source", "unknown-peer", "from-ourself", "hairpin", "no-key",
-    "clone-failed",
 )  # fmt: skip
 
 
