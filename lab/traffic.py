@@ -3,8 +3,12 @@
 The senders and receivers are small programs that run in the containers' namespaces; every wait is bounded.
 """
 
+import contextlib
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from lab.net import LabError, inside, run
 
@@ -85,6 +89,21 @@ def ping(source: str, address: str, *, count: int = 3, size: int = 56, df: bool 
     command = ["ping", "-c", str(count), "-i", "0.2", "-W", "2", "-s", str(size), *flags, address]
     output = run(*inside(source, *command), check=False)
     return " received" in output and ", 0 received" not in output
+
+
+@contextlib.contextmanager
+def pinging(source: str, address: str) -> Iterator[None]:
+    """Echo requests all the while, five a second. Raises LabError where more than the last one was not answered."""
+    command = inside(source, "ping", "-q", "-i", "0.2", address)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=20)[0]
+    counts = re.search(r"(\d+) packets transmitted, (\d+) received", output)
+    if counts is None or int(counts[2]) < int(counts[1]) - 1:
+        raise LabError(f"{source} to {address}: {output.strip()}")
 
 
 def lookup(source: str, name: str, server: str, *, kind: str = "A") -> list[str]:

@@ -113,3 +113,13 @@ def await_gone(made: Cluster, gone: int, *, timeout: float = GOSSIP) -> None:
 def connection_rows(router: Router) -> list[dict[str, Any]]:
     """The report's connections."""
     return list(router.report()["Router"]["Connections"] or [])
+
+
+def await_direct_routes(made: Cluster) -> None:
+    """Wait until frames between any two hosts go straight, by no relay that could end."""
+    count = len(made.routers)
+    await_each(made, "frames go straight to every peer", lambda router: _direct(router) == count - 1)
+
+
+def _direct(router: Router) -> int:
+    return sum(route["Via"] == route["Dest"] for route in router.report()["Router"]["UnicastRoutes"])

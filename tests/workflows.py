@@ -46,7 +46,8 @@ def everybody_pings(made: Cluster, attached: dict[int, Attached]) -> None:
     for one, source in attached.items():
         for other, target in attached.items():
             if one != other:
-                assert ping(source.namespace, target.address, count=10), f"{one} -> {other}"
+                reach = partial(ping, source.namespace, target.address, count=1)
+                wait_until(f"container {one} reaches {other}", reach, 20)
 
 
 def w01_interactive(made: Cluster, count: int) -> None:

@@ -12,11 +12,12 @@ import pytest
 
 from lab.net import LabError, inside, run
 from lab.router import RANGE, Router, wait_until
-from lab.traffic import ping
+from lab.traffic import ping, pinging
 from tests import workflows
 from tests.clusters import cluster, mesh_links
 from tests.rings import (
     GOSSIP,
+    await_direct_routes,
     await_each,
     await_names,
     await_one_ring,
@@ -117,7 +118,7 @@ def another_build(directory: Path, version: str) -> Path:
 def test_w09_rolling_upgrade(tmp_path: Path) -> None:
     """One node after another is stopped and started with another build, and then back, while all others go on.
 
-    Each keeps its name, its addresses and its part of the ring; no other pair of containers loses a packet to it.
+    Each keeps its name, its addresses and its part of the ring; the containers of the two others notice nothing.
     """
     with cluster(ipam=RANGE) as made:
         made.start_all(3)
@@ -129,14 +130,17 @@ def test_w09_rolling_upgrade(tmp_path: Path) -> None:
             build = another_build(tmp_path, version) if version else None
             for number in (1, 2, 3):
                 kept = made.routers[number].owned()
-                made.routers[number].stop()
-                others = [other for other in (1, 2, 3) if other != number]
-                made.await_links({others[0]: {others[1]}, others[1]: {others[0]}})
-                assert ping(attached[others[0]].namespace, attached[others[1]].address)
-                router = made.start(number, others, build=build)
+                one, other = others = [other for other in (1, 2, 3) if other != number]
+                # Routes follow a little after connections: until then the one that is next may be a relay.
+                await_direct_routes(made)
+                workflows.everybody_pings(made, attached)
+                with pinging(attached[one].namespace, attached[other].address):
+                    made.routers[number].stop()
+                    made.await_links({one: {other}, other: {one}})
+                    router = made.start(number, others, build=build)
+                    made.await_links(mesh_links(3))
                 assert version is None or f"Version: {version} " in router.get("/status")
                 assert router.owned() == kept
-                made.await_links(mesh_links(3))
                 router.allocate(f"with-{version}")
             await_one_ring(made)
             assert ring(made.routers[1]) == before
