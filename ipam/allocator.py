@@ -20,6 +20,7 @@ from ipam.nicknames import Nicknames
 from ipam.operations import Allocate, Answer, Broadcast, Claim, Effect, Operation, Order, Prime, Send
 from ipam.paxos import Node
 from ipam.ranges import Range, Subnet
+from ipam.reclaim import Reclaim
 from ipam.requests import Requests
 from ipam.ring import Copy, RingError
 from ipam.seams import Address, Cidr, IpamError, Mesh, Saved, Unavailable
@@ -47,6 +48,7 @@ class Allocator:
         log: logging.Logger,
         saved: Saved | None = None,
         lost: bool = False,
+        reclaim: float | None = None,
     ) -> None:
         self.ourself = me.name
         self.universe = universe
@@ -57,6 +59,7 @@ class Allocator:
         self.shutting_down = False
         self.orphans: list[str] = []
         self.absences = Absences()
+        self.reclaim = Reclaim(me.name, reclaim)
         self.ledger = Ledger(me.name, universe, saved, log)
         self.founding = Founding(me, init, mesh, log, lost=lost)
         self.requests = Requests(rng)
@@ -243,6 +246,7 @@ class Allocator:
         for ident in self.containers.expired(now):
             self.container_destroyed(ident)
         self.absences.look(self.ledger.ring.owners(), self.is_known, now)
+        self._reclaim(now)
         self.ledger.report_free()
         for peer, number in self.ledger.wanted_back():
             self.effects.append(Send(peer, Kind.SPACE_REQUEST, Range(number, number + 1)))
@@ -438,12 +442,24 @@ class Allocator:
         if self._mesh.knows(name) and not force:
             shown = self.nicknames.text([name])
             raise IpamError(f"{shown} is reachable: two peers would own its addresses; stop it first, or --force")
+        count = self._take_over(name)
+        self._answer(order)
+        return count
+
+    def _take_over(self, name: PeerName) -> int:
         count = self.ledger.transfer(name, self.ourself)
         if count:
             self.effects.append(Broadcast())
             self._ring_changed()
-        self._answer(order)
         return count
+
+    def _reclaim(self, now: float) -> None:
+        """Take over from whoever is missing for too long, where that is wanted and up to us."""
+        for name, seconds in self.reclaim.due(self.ledger.ring.owners(), self.absences.rows(), now):
+            if not self.shutting_down:
+                shown = self.nicknames.text([name])
+                count = self._take_over(name)
+                self._log.warning("Took over %d addresses of %s, out of reach for %d seconds", count, shown, seconds)
 
     def shut_down(self, order: Order) -> None:
         """Hand over what is ours and do nothing more until the next start."""

@@ -35,6 +35,7 @@ class Ipam:
     """One peer's allocation (`mesh.seams.Gossiper`). `uid` is new at each start of the process.
 
     `lost`: what this host knew is lost, so it waits for the ring of others and claims what its containers have.
+    `reclaim`: seconds after which owners that cannot be reached lose what they own (`ipam/reclaim.py`); None: never.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Ipam:
         rng: Random,
         log: logging.Logger,
         lost: bool = False,
+        reclaim: float | None = None,
     ) -> None:
         if universe.end >= 1 << universe.first.max_prefixlen:
             raise IpamError(f"invalid range {universe}: its last address is the last one there is")
@@ -70,8 +72,18 @@ class Ipam:
 
         def begin(saved: Saved | None) -> Allocator:
             node = Node(name, uid)
-            init_ = init or Init()
-            return Allocator(node, nickname, universe, init_, mesh=mesh, rng=rng, log=log, saved=saved, lost=lost)
+            return Allocator(
+                node,
+                nickname,
+                universe,
+                init or Init(),
+                mesh=mesh,
+                rng=rng,
+                log=log,
+                saved=saved,
+                lost=lost,
+                reclaim=reclaim,
+            )
 
         self._begin = begin
         self._allocator: Allocator | None = None

@@ -99,6 +99,7 @@ class Services:
                 rng=rng,
                 log=prefixed(log, f"[allocator {format_peer_name(name)}]"),
                 lost=store.lost is not None,
+                reclaim=settings.ipalloc_reclaim,
             )
         self.names: NameService | None = None
         if settings.names is not None:

@@ -83,6 +83,7 @@ def _flags() -> dict[str, Flag]:
         Flag("ipalloc-range", str, "", "range to allocate addresses from; none: no allocation"),
         Flag("ipalloc-default-subnet", str, "", "subnet to allocate from by default"),
         Flag("ipalloc-init", str, "", "how the ring begins: consensus[=N], seed=NAME,..., observer"),
+        Flag("ipalloc-reclaim", str, "", "time out of reach after which a host loses its addresses; none: never"),
         Flag("docker-api", str, "", "Docker's API", "Docker integration"),
         Flag("no-dns", bool, False, "no name service"),
         Flag("trusted-subnets", str, "", "comma-separated networks to send frames to in clear"),
@@ -153,6 +154,7 @@ class Settings:
     ipalloc_range: Subnet | None
     ipalloc_default_subnet: Subnet | None
     ipalloc_init: Init
+    ipalloc_reclaim: float | None
     names: NameSettings | None
     dns_address: tuple[str, int] | None
     missing: tuple[str, ...]
@@ -264,6 +266,7 @@ def check(
         ipalloc_range=range_,
         ipalloc_default_subnet=subnet,
         ipalloc_init=init,
+        ipalloc_reclaim=_reclaim(str(values["ipalloc-reclaim"]), allocates=range_ is not None),
         names=names,
         dns_address=dns_address,
         resume=bool(values["resume"]),
@@ -377,6 +380,13 @@ def _addresses(values: Mapping[str, str | int | bool]) -> tuple[Subnet | None, S
         text = f"IP address allocation default subnet {subnet} does not overlap with allocation range {range_}"
         raise SettingsError(text)
     return universe, default, how
+
+
+def _reclaim(text: str, *, allocates: bool) -> float | None:
+    """Seconds; None where it is off."""
+    if text and not allocates:
+        raise SettingsError("--ipalloc-reclaim specified without --ipalloc-range.")
+    return _duration("ipalloc-reclaim", text) if text else None
 
 
 def _check_init(text: str) -> None:

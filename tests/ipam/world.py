@@ -82,8 +82,15 @@ class Message:
 class World:
     """All peers and what is between them. `steps` counts events."""
 
-    def __init__(self, rng: Random, inits: Iterable[str], reference_peers: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        rng: Random,
+        inits: Iterable[str],
+        reference_peers: Iterable[int] = (),
+        reclaim: float | None = None,
+    ) -> None:
         self.rng = rng
+        self.reclaim = reclaim
         self.now = 0.0
         self.steps = 0
         self.messages: list[Message] = []
@@ -115,6 +122,7 @@ class World:
             log=LOG,
             saved=peer.journal.load(),
             lost=lost,
+            reclaim=self.reclaim,
         )
         if peer.is_reference:
             allocator.ledger.__class__ = ReferenceLedger

@@ -73,6 +73,8 @@ def test_passwords_and_their_precedence(tmp_path: Path) -> None:
 def test_what_is_missing_is_named_once() -> None:
     made = settings("--ipalloc-range", "10.32.0.0/12", "--ipalloc-init", "consensus=3", "--no-dns", "--plugin")
     assert made.missing == ("the Docker plugin",)
+    assert made.ipalloc_reclaim is None
+    assert settings("--ipalloc-range", "10.32.0.0/12", "--ipalloc-reclaim", "1h30m").ipalloc_reclaim == 5400
     assert str(made.ipalloc_range) == "10.32.0.0/12" and made.ipalloc_init.quorum == 2 and made.names is None
 
 
@@ -93,6 +95,8 @@ def test_what_is_missing_is_named_once() -> None:
         (["--token", "x"], "the discovery service is gone"),
         (["--name", "::"], "invalid peer name format"),
         (["--ipalloc-range", "10.0.0.0/8", "--ipalloc-init", "observer=1"], "observer mode takes no parameter"),
+        (["--ipalloc-reclaim", "1h"], "--ipalloc-reclaim specified without --ipalloc-range."),
+        (["--ipalloc-range", "10.0.0.0/8", "--ipalloc-reclaim", "1"], 'invalid value "1" for flag --ipalloc-reclaim'),
         (["--ipalloc-range", "10.0.0.0/8", "--ipalloc-init", "consensus=x"], "bad consensus parameter: x"),
     ],
 )
