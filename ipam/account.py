@@ -1,8 +1,10 @@
 """How allocation stands, for people and machines: the report's object, figures for metrics, and what is waited for.
 
-Field names are those of the reference; what only we tell stands at the end. Source: IPAM spec §17, cure D10 of §21.
+Field names are those of the reference; what only we tell stands at the end.
+Source: IPAM spec §17, cures D10 and D11 of §21.
 """
 
+import math
 from typing import Any
 
 from ipam.allocator import Allocator
@@ -27,7 +29,12 @@ def report(allocator: Allocator, default_subnet: Subnet) -> dict[str, Any]:
         for entry, span in ledger.ring.divided()
     ]
     paxos = allocator.founding.paxos
-    waiting = {"Elector": allocator.founding.elector, "KnownNodes": len(paxos.knows), "Quorum": paxos.quorum}
+    waiting = {
+        "Elector": allocator.founding.elector,
+        "KnownNodes": len(paxos.knows),
+        "Quorum": paxos.quorum,
+        "Patience": math.ceil(allocator.founding.patience()),
+    }
     operations: list[Claim | Allocate] = [*allocator.claims, *allocator.allocates]
     return {
         "Paxos": waiting if allocator.founding.waiting else None,
@@ -89,6 +96,9 @@ def reason(allocator: Allocator, operation: Operation) -> str:
 def _without_ring(allocator: Allocator) -> str:
     if not allocator.founding.elector:
         return "no ring yet: this router only observes, and no peer that has the ring has been heard"
+    patience = math.ceil(allocator.founding.patience())
+    if patience:
+        return f"no ring yet: waiting {patience} s more for the peers that were given; after that we begin one alone"
     paxos = allocator.founding.paxos
     return (
         f"no ring yet: {paxos.quorum} peers must agree and {len(paxos.knows)} are known;"

@@ -243,6 +243,7 @@ class Allocator:
 
     def tick(self, now: float) -> None:
         """Every five seconds, with the time in seconds on a clock that never goes back."""
+        self.founding.tick(now)
         for ident in self.containers.expired(now):
             self.container_destroyed(ident)
         self.absences.look(self.ledger.ring.owners(), self.is_known, now)

@@ -1,6 +1,8 @@
 """How the first ring comes about: by agreement, among peers that were named, or by waiting for others.
 
-Nothing is done until somebody needs the ring. Source: IPAM spec §2 (quorum), §10, §11 (establish), §15.
+Nothing is done until somebody needs the ring. Whoever could found one alone and was given peers first waits a while
+for one of them: it may have a ring, and two of them never become one.
+Source: IPAM spec §2 (quorum), §10, §11 (establish), §15, cure D11 of §21.
 """
 
 import logging
@@ -11,6 +13,9 @@ from typing import NamedTuple
 from ipam.paxos import Claims, Node, Paxos
 from ipam.seams import Mesh
 from mesh.names import PeerName, parse_peer_name
+
+# Seconds from the first tick for which nobody founds a ring alone who was given peers.
+_GRACE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,9 @@ class Founding:
         self.paxos = Paxos(me)
         self.seeds = init.seeds if self.elector else ()
         self._quorum = init.quorum
+        self._graced_until: float | None = None
+        self._grace = _GRACE
+        self._was_alone = False
         self._mesh = mesh
         self._log = log
 
@@ -64,9 +72,35 @@ class Founding:
                 self._log.info("Assuming quorum size of %d", self.paxos.quorum)
         return self.seek()
 
+    def tick(self, now: float) -> None:
+        """Time goes by, in seconds on a clock that never goes back."""
+        if self._graced_until is None:
+            self._graced_until = now + _GRACE
+        self._grace = max(0.0, self._graced_until - now)
+
+    def patience(self) -> float:
+        """Seconds for which we still wait for the peers that we were given, rather than found a ring alone."""
+        return self._grace if self.waiting and self._is_alone() else 0.0
+
+    def _is_alone(self) -> bool:
+        """Whether our own vote is enough, though there should be others."""
+        if not self.elector or self.paxos.quorum != 1 or not self._mesh.target_count():
+            return False
+        return all(name == self.paxos.me.name for name in self._mesh.names())
+
     def seek(self) -> Step:
         """Propose, or ask whoever has a ring for it."""
+        alone = self._is_alone()
+        if self.patience():
+            self._was_alone = True
+            return Step()
+        if self._was_alone and not alone:
+            # Somebody came: if they have a ring, they answer with it before the next tick.
+            self._was_alone = False
+            return Step(True)
         if self.elector:
+            if alone:
+                self._log.warning("None of the peers that were given is there: beginning a ring without them")
             self.paxos.propose()
         return Step(True, self._agreed())
 

@@ -78,6 +78,8 @@ def ipam_status(ipam: Document) -> str:
         return "idle"
     if not paxos["Elector"]:
         return "priming"
+    if paxos.get("Patience"):
+        return f"waiting {paxos['Patience']} s more for the peers that were given before beginning a ring alone"
     return f"awaiting consensus (quorum: {paxos['Quorum']}, known: {paxos['KnownNodes']})"
 
 

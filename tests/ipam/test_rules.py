@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipam import wire
-from ipam.account import report
+from ipam.account import reason, report
 from ipam.founding import Init
 from ipam.ledger import Ledger
 from ipam.operations import Allocate, Answer, Claim, Order, Send
@@ -22,7 +22,9 @@ from ipam.seams import Change, Cidr, JournalError, Owned, Saved
 from ipam.space import Space
 from ipam.wire import Kind
 from mesh.names import PeerName
+from tests.ipam import world as worlds
 from tests.ipam.world import UNIVERSE, Peer, World
+from weave_py.status_text import ipam_status
 
 LOG = logging.getLogger("rules")
 US, OTHER = PeerName(1), PeerName(2)
@@ -252,6 +254,53 @@ def test_quorums(init: str, targets: int, quorum: int) -> None:
     allocator.allocate(Allocate("c", UNIVERSE))
     assert allocator.founding.paxos.quorum == quorum
     assert bool(allocator.ledger.ring) == (quorum == 1)
+
+
+def test_a_ring_alone_waits_a_while_for_the_peers_that_were_given(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worlds, "LOG", LOG)
+    world = World(Random(1), ["consensus=1", "observer"])
+    world.groups = {2: 1}
+    one = world.peers[1]
+    allocator = world.core(one)
+    operation = Allocate("c", UNIVERSE)
+    allocator.allocate(operation)
+    assert reason(allocator, operation).startswith("no ring yet: waiting 30 s more for the peers that were given")
+    for now, left in ((1000.0, 30), (1005.0, 25), (1029.5, 1)):
+        allocator.tick(now)
+        assert not allocator.ledger.ring
+        assert f"waiting {left} s more" in reason(allocator, operation)
+        assert f"waiting {left} s more" in ipam_status(report(allocator, UNIVERSE))
+    assert not caplog.records
+    allocator.tick(1030.0)
+    assert allocator.ledger.ring
+    assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [
+        "None of the peers that were given is there: beginning a ring without them"
+    ]
+
+
+def test_a_peer_that_comes_within_that_while_has_its_ring_taken() -> None:
+    world = World(Random(1), ["consensus=1", "seed=::2"])
+    world.groups = {2: 1}
+    one, two = (world.core(peer) for peer in world.peers.values())
+    two.allocate(Allocate("c", UNIVERSE))
+    one.allocate(Allocate("c", UNIVERSE))
+    one.tick(1000.0)
+    world.settle()
+    assert one.ledger.ring.seeds == two.ledger.ring.seeds == (OTHER,)
+
+
+def test_a_peer_that_comes_within_that_while_without_a_ring_ends_it() -> None:
+    world = World(Random(1), ["consensus=1", "observer"])
+    world.groups = {2: 1}
+    allocator = world.core(world.peers[1])
+    allocator.allocate(Allocate("c", UNIVERSE))
+    world.groups = {}
+    allocator.tick(1000.0)
+    assert not allocator.ledger.ring, "its answer may be under way"
+    allocator.tick(1005.0)
+    assert allocator.ledger.ring.seeds == (US,)
 
 
 def test_ways_to_begin() -> None:

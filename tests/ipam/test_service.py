@@ -208,7 +208,7 @@ async def test_waiting_has_a_reason_and_may_have_an_end() -> None:
         await asyncio.sleep(0.05)
         report = made.peers[1].report()
         assert report["PendingAllocates"] == [f"b {UNIVERSE}"]
-        assert report["Paxos"] == {"Elector": True, "KnownNodes": 1, "Quorum": 2}
+        assert report["Paxos"] == {"Elector": True, "KnownNodes": 1, "Quorum": 2, "Patience": 0}
         assert report["Waiting"][0]["Reason"].startswith("no ring yet")
         waiting.cancel()
         await asyncio.sleep(0.05)
