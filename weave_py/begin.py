@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from host.bridge import bridge_mac
 from host.identity import system_name
+from ipam import wire
+from mesh.gob import GobError
 from mesh.names import PeerName, format_peer_name, parse_peer_name
 from weave_py.settings import Settings
 from weave_py.store import Store, StoreError, default_prefix
@@ -70,6 +72,25 @@ def choose_name(settings: Settings, store: Store, log: logging.Logger) -> PeerNa
             former = format_peer_name(stored)
             log.warning("Deleting persisted data for peername %s; a copy of the state is %s", former, copy)
     return name
+
+
+def leave_former_range(settings: Settings, store: Store, log: logging.Logger) -> None:
+    """Delete ring and addresses of another range than the one given, once there is a copy. Raises StoreError.
+
+    A ring that cannot be read is left to whoever loads it. Source: IPAM spec §14, cure D12 of §21.
+    """
+    universe, ring = settings.ipalloc_range, store.ring()
+    if universe is None or ring is None:
+        return
+    try:
+        bounds = wire.decode_ring(ring).bounds
+    except GobError:
+        return
+    if bounds != universe.range:
+        former = wire.bounds_text(bounds)
+        copy = store.forget_addresses(former.replace("/", "-"))
+        text = "Deleting persisted data for IPAM range %s; our range is %s; a copy of the state is %s"
+        log.warning(text, former, universe, copy)
 
 
 def choose_peers(settings: Settings, store: Store, log: logging.Logger) -> Sequence[str]:

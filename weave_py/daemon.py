@@ -49,7 +49,7 @@ from weave_py import (
 )
 from weave_py.agreement import Digest
 from weave_py.agreement_gossip import AgreementGossip
-from weave_py.begin import choose_name, choose_peers, open_store
+from weave_py.begin import choose_name, choose_peers, leave_former_range, open_store
 from weave_py.exposure import Exposure, find_docker, plan_of
 from weave_py.log import options_line
 from weave_py.ports import Ports, prepare
@@ -397,6 +397,7 @@ def run(settings: Settings, log: logging.Logger) -> int:
     try:
         store = open_store(settings, log)
         name = choose_name(settings, store, log)
+        leave_former_range(settings, store, log)
         ports = _prepare_host(settings, name, log)
         log.info("Our name is %s", peer_label(name, settings.nickname))
         if settings.missing:

@@ -183,9 +183,15 @@ class Store:
             copy = self.file.copy(format_peer_name(PeerName(before or 0)).replace(":", ""))
         with self.file.transaction() as connection:
             if before not in (None, name):
-                connection.execute("DELETE FROM facts WHERE name = ?", (_RING,))
-                connection.execute("DELETE FROM owned")
+                _forget_addresses(connection)
             _put(connection, "facts", _PEER_NAME, name)
+        return copy
+
+    def forget_addresses(self, word: str) -> str:
+        """Delete ring and addresses, durably; the name of a copy of the file as it was, which ends in the word."""
+        copy = self.file.copy(word)
+        with self.file.transaction() as connection:
+            _forget_addresses(connection)
         return copy
 
     def was_running(self) -> bool:
@@ -304,6 +310,11 @@ _UPSERTS = {
     "exposed": "INSERT INTO exposed VALUES (?, ?, ?) ON CONFLICT (cidr) DO UPDATE SET"
     " masquerade = excluded.masquerade, sum = excluded.sum",
 }
+
+
+def _forget_addresses(connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM facts WHERE name = ?", (_RING,))
+    connection.execute("DELETE FROM owned")
 
 
 def _put(connection: sqlite3.Connection, table: str, *values: Value) -> None:
