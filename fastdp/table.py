@@ -25,6 +25,7 @@ from mesh.names import PeerName
 from overlay.seams import Forwarder, Topology
 
 GRACE = 30.0
+_SWEEP = 1.0
 
 
 class KernelMap(Protocol):
@@ -66,6 +67,7 @@ class KernelTable:
         # Addresses of next hops that are still served, and until when.
         self._held: dict[bytes, float] = {}
         self._forgotten: dict[bytes, None] = {}
+        self._sweeping = False
         self._hops: Sequence[tuple[PeerName, Forwarder | None]] = ()
         self._adopt()
 
@@ -126,9 +128,7 @@ class KernelTable:
                 del self._sources[address]
                 self._maps["sources"].delete(address)
         if over:
-            for mac in [mac for mac in self._forgotten if not self._is_held(mac)]:
-                del self._forgotten[mac]
-                self._remove(mac)
+            self._sweep()
             self.routes(self._hops)
             ourself = self._trees.get(self._config.ourself)
             if ourself is not None:
@@ -182,8 +182,8 @@ class KernelTable:
         if ourself is not None and ourself != self._config.ourself:
             config = self._config
             self._configure(Config(ourself, config.ourself, config.sleeve, config.ctl, config.port))
-        changed = {name for name in before if self._short.get(name) != before[name]}
-        changed |= self._short.keys() - before.keys()
+        # The addresses of a peer that is known no more stay as they are: it may be served for a while still.
+        changed = {name for name in names if self._short.get(name) != before.get(name)}
         if changed:
             for mac, name in self._behind.items():
                 if name in changed and name != self._topology.ourself:
@@ -217,10 +217,14 @@ class KernelTable:
 
     def address(self, mac: bytes, owner: PeerName | None) -> None:
         if owner is None:
-            if self._is_held(mac):
-                self._forgotten[mac] = None
-            else:
+            if self._route_to(mac) is None:
                 self._remove(mac)
+                return
+            # A peer is forgotten a moment before its link has ended, which tells whether it is served on.
+            self._forgotten[mac] = None
+            if not self._sweeping:
+                self._sweeping = True
+                self._later(_SWEEP, self._sweep)
             return
         self._forgotten.pop(mac, None)
         self._behind[mac] = owner
@@ -240,13 +244,20 @@ class KernelTable:
         for name in ("remotes", "locals"):
             self._maps[name].delete(mac_key(mac))
 
-    def _is_held(self, mac: bytes) -> bool:
-        """Whether an address lies behind a next hop that is still served."""
+    def _sweep(self) -> None:
+        """Remove what was forgotten and does not lie behind a next hop that is still served."""
+        self._sweeping = False
+        for mac in list(self._forgotten):
+            route = self._route_to(mac)
+            if route is None or route.hop not in self._held:
+                del self._forgotten[mac]
+                self._remove(mac)
+
+    def _route_to(self, mac: bytes) -> Route | None:
+        """How the kernel reaches an address by itself."""
         value = self._maps["remotes"].get(mac_key(mac))
-        if value is None:
-            return False
-        route = self._routes.get(unpack_address(value)[1])
-        return route is not None and route.hop in self._held
+        route = None if value is None else self._routes.get(unpack_address(value)[1])
+        return route if route is not None and route.kind is Kind.FAST else None
 
     def seen(self, mac: bytes) -> float:
         for name in ("remotes", "locals"):

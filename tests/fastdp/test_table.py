@@ -147,15 +147,27 @@ def test_a_link_that_ended_is_served_for_a_while(world: World) -> None:
     world.write({ONE: world.links[ONE]})
     world.flood(US, world.links[ONE])
     world.table.address(MAC, ONE)
-    world.table.leave(hop)
+    # As it happens: the peer is forgotten first.
     world.table.address(MAC, None)
+    world.table.leave(hop)
     world.write({})
     world.flood(US)
+    world.wait(2)
     assert world.peer(ONE) == route(ONE) and hop in world.maps["sources"].rows
-    assert mac_key(MAC) in world.maps["remotes"].rows and world.tree(US) == Tree((SHORTS[ONE],), False)
+    assert unpack_address(world.maps["remotes"].rows[mac_key(MAC)])[1] == SHORTS[ONE]
+    assert world.tree(US) == Tree((SHORTS[ONE],), False)
     world.wait(GRACE + 1)
     assert world.peer(ONE).kind is Kind.NONE and not world.maps["sources"].rows
     assert not world.maps["remotes"].rows and world.tree(US) == Tree((), False)
+
+
+def test_an_address_that_is_forgotten_alone(world: World) -> None:
+    world.table.admit(route(ONE).hop)
+    world.write({ONE: world.links[ONE]})
+    world.table.address(MAC, ONE)
+    world.table.address(MAC, None)
+    world.wait(2)
+    assert not world.maps["remotes"].rows
 
 
 def test_a_link_that_comes_back_in_time(world: World) -> None:
