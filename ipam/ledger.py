@@ -169,14 +169,15 @@ class Ledger:
         """Grant a peer what we can spare of a range; False where that is nothing.
 
         A subnet's first and last address alone are of no use to whoever wants a host in it: two peers with nothing
-        else would hand them to and fro for ever.
+        else would hand them to and fro for ever. What touches the peer's own needs a token less in the ring.
         """
         if wanted.size == 1 and self._is_claimed(wanted.start, peer):
             self.space.settle(wanted.start)
-        given = self.space.spare(wanted)
+        beside = self.ring.ranges_of(peer)
+        given = self.space.spare(wanted, beside)
         hosts = Range(wanted.start + 1, wanted.end - 1)
         if given is not None and wanted.size >= SMALLEST and not given.clip(hosts).size:
-            given = self.space.spare(hosts)
+            given = self.space.spare(hosts, beside)
         if given is None:
             return False
         self.space.donate(given)

@@ -1,7 +1,7 @@
 """Which addresses of our part of the ring are free, in use, or withheld because others claim them.
 
 Free, used and withheld addresses together are exactly what the ring says is ours: also after a part was lost.
-Source: IPAM spec §9, cures D1 and D3 of §21.
+Source: IPAM spec §9, cures D1, D3 and D13 of §21.
 """
 
 from bisect import bisect_left, insort
@@ -68,18 +68,28 @@ class Space:
         disputed = any(part.holds(number) for part in withheld)
         (self._withheld if disputed else self._free).add(Range(number, number + 1))
 
-    def spare(self, wanted: Range) -> Range | None:
-        """What we can spare of a range: an aligned block, at most half of what is free there."""
+    def spare(self, wanted: Range, beside: Sequence[Range] = ()) -> Range | None:
+        """What we can spare of a range: an aligned block, at most half of what is free there.
+
+        Of equal ones rather one that touches what is `beside`, else the last one.
+        """
+        starts, ends = {part.start for part in beside}, {part.end for part in beside}
+
+        def joins(block: Range) -> bool:
+            return block.start in ends or block.end in starts
+
         best = Range(wanted.start, wanted.start)
         for run in self._free.within(wanted):
             if run.size >= best.size:
                 block = largest_aligned(run)
-                if block.size >= best.size:
+                if block.size > best.size or (block.size == best.size and joins(block) >= joins(best)):
                     best = block
         if not best.size:
             return None
         if best.size > self._free.count(wanted) // 2:
-            best = Range(best.start + best.size // 2, best.end)
+            middle = best.start + best.size // 2
+            lower, upper = Range(best.start, middle), Range(middle, best.end)
+            best = lower if lower.size and joins(lower) and not joins(upper) else upper
         return best
 
     def donate(self, given: Range) -> None:

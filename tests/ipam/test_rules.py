@@ -16,7 +16,7 @@ from ipam.account import reason, report
 from ipam.founding import Init
 from ipam.ledger import Ledger
 from ipam.operations import Allocate, Answer, Claim, Order, Send
-from ipam.ranges import Range, Subnet
+from ipam.ranges import Range, RangeSet, Subnet
 from ipam.ring import Copy, Entry, Ring
 from ipam.seams import Change, Cidr, JournalError, Owned, Saved
 from ipam.space import Space
@@ -58,6 +58,36 @@ def test_donations(used: set[int], start: int, end: int) -> None:
     assert given_.start % size == 0
     space.donate(given_)
     assert space.free.count(wanted) == free - size
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([(8, 16), (24, 32), (40, 48)], [], (40, 48)),
+        ([(8, 16), (24, 32), (40, 48)], [(16, 20)], (8, 16)),
+        ([(8, 16), (24, 32), (40, 48)], [(20, 24)], (24, 32)),
+        ([(8, 16), (24, 32), (48, 64)], [(20, 24)], (48, 64)),
+        ([(16, 32)], [], (24, 32)),
+        ([(16, 32)], [(8, 16)], (16, 24)),
+        ([(16, 32)], [(8, 16), (32, 33)], (24, 32)),
+        ([(16, 32)], [(0, 8)], (24, 32)),
+        ([(16, 17)], [(8, 16)], (16, 17)),
+    ],
+)
+def test_of_equal_donations_the_one_beside_what_the_peer_has(
+    ours: list[tuple[int, int]], theirs: list[tuple[int, int]], expected: tuple[int, int]
+) -> None:
+    space = Space()
+    space.update(Range(*part) for part in ours)
+    assert space.spare(Range(0, 64), [Range(*part) for part in theirs]) == Range(*expected)
+
+
+def test_a_donation_joins_what_the_peer_has() -> None:
+    ledger = Ledger(OTHER, UNIVERSE, None, LOG)
+    ledger.seed([US, OTHER])
+    assert ledger.give(UNIVERSE.range, US)
+    quarter = UNIVERSE.size // 4
+    assert RangeSet(ledger.ring.ranges_of(US)) == RangeSet([Range(UNIVERSE.start, UNIVERSE.start + 3 * quarter)])
 
 
 def test_addresses_that_are_no_hosts_are_not_given_for_a_subnet() -> None:
