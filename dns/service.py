@@ -181,16 +181,18 @@ class NameService:
         self._tcp = TcpServer(self._ask, self.counts)
         self._listener = await self._loop.create_server(self._tcp, sock=tcp)
 
+    def silence(self) -> None:
+        """Answer nobody until `listen` is called again."""
+        for each in (self._udp, self._listener, self._tcp):
+            if each is not None:
+                each.close()
+        self._udp = self._listener = self._tcp = self.address = None
+
     async def stop(self) -> None:
         """Answer no more; what is to be kept is kept when this returns."""
         if self._purging is not None:
             self._purging.cancel()
-        if self._udp is not None:
-            self._udp.close()
-        if self._listener is not None:
-            self._listener.close()
-        if self._tcp is not None:
-            self._tcp.close()
+        self.silence()
         self._forwarder.stop()
         self._sockets.close()
         await self._keeper.settled()

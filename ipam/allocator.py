@@ -473,6 +473,16 @@ class Allocator:
             self.effects.append(Broadcast())
         self._answer(order)
 
+    def rejoin(self, order: Order, spare: str | None) -> None:
+        """Drop our ring and wait for that of others. Raises IpamError where anybody but `spare` has addresses of it."""
+        if not self.ledger.ring:
+            raise IpamError("there is no ring here to discard")
+        self.ledger.drop_ring(spare)
+        self._log.warning("Discarding our ring - awaiting IPAM data from another peer")
+        self.founding.leave_to_others()
+        self._establish()
+        self._answer(order)
+
     def is_known(self, name: PeerName) -> bool:
         """Whether a peer can be reached: ourselves always."""
         return name == self.ourself or self._mesh.knows(name)

@@ -88,6 +88,10 @@ class Founding:
             return False
         return all(name == self.paxos.me.name for name in self._mesh.names())
 
+    def leave_to_others(self) -> None:
+        """Found none any more in this run."""
+        self.elector, self.seeds, self.waiting = False, (), False
+
     def seek(self) -> Step:
         """Propose, or ask whoever has a ring for it."""
         alone = self._is_alone()

@@ -14,7 +14,7 @@ from ipam.holders import Holders
 from ipam.merge import Dispute, Merge, merge
 from ipam.ranges import SMALLEST, Range, Subnet
 from ipam.ring import Copy, Ring, RingError
-from ipam.seams import Address, Change, Cidr, JournalError, Saved
+from ipam.seams import Address, Change, Cidr, IpamError, JournalError, Saved
 from ipam.space import Space
 from mesh.gob import GobError
 from mesh.names import UNKNOWN, PeerName, format_peer_name
@@ -41,7 +41,7 @@ class Ledger:
         # Identifiers, and with them the ring, that the journal may hold otherwise than we: it was another's, or a
         # commit failed, of which nobody knows how far it came. The next record has them all.
         self._rewrite: set[str] | None = None
-        self._due = False
+        self._due = self._rejoins = False
         self.ring = self.committed = Ring(universe)
         self.holders = Holders({})
         self.space = Space()
@@ -200,6 +200,23 @@ class Ledger:
         if heir is not None:
             self.transfer(self._ourself, heir)
 
+    def drop_ring(self, spare: str | None) -> None:
+        """Forget the ring, and what `spare` holds. Raises IpamError where anybody else holds an address of it."""
+        held = [
+            f"{cidr.addr} ({ident})"
+            for ident, each in self.holders.owned.items()
+            for cidr in each.cidrs
+            if ident != spare and self.universe.holds(cidr.addr)
+        ]
+        if held:
+            more = f" and {len(held) - 8} more" if len(held) > 8 else ""
+            raise IpamError(f"the ring cannot be discarded, its addresses are in use: {', '.join(held[:8])}{more}")
+        if spare is not None:
+            self.drop(spare)
+        self._disputes.clear()
+        self.ring, self._rejoins = Ring(self.universe), True
+        self._follow()
+
     # --- addresses ---
 
     def take(self, ident: str, subnet: Subnet, *, is_container: bool) -> Cidr | None:
@@ -242,6 +259,7 @@ class Ledger:
     def record_turn(self) -> Record:
         """All that changed since the last one."""
         due, self._due = self._due, False
+        rejoins, self._rejoins = self._rejoins, False
         rewrite = self._rewrite
         moved = self.ring is not self.committed and _shape(self.ring) != _shape(self.committed)
         ring = self.committed
@@ -251,7 +269,7 @@ class Ledger:
         changed = ring is not self.committed or rewrite is not None
         stored = wire.encode_ring(ring, self._ourself) if changed else None
         again = {ident: self.holders.owned.get(ident) for ident in rewrite or ()}
-        return Record(ring, Change(stored, {**again, **self.holders.unsaved()}))
+        return Record(ring, Change(stored, {**again, **self.holders.unsaved()}, rejoins))
 
     def commit(self, record: Record) -> None:
         """The journal has it."""

@@ -67,10 +67,14 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One transaction. `ring` None: unchanged. In `owned`, None: that identifier holds nothing any more."""
+    """One transaction. `ring` None: unchanged. In `owned`, None: that identifier holds nothing any more.
+
+    `rejoins`: our ring was dropped; until another is known, each start waits for the ring of others.
+    """
 
     ring: bytes | None = None
     owned: Mapping[str, Owned | None] = field(default_factory=dict)
+    rejoins: bool = False
 
     def __bool__(self) -> bool:
         return self.ring is not None or bool(self.owned)

@@ -201,6 +201,10 @@ class Ipam:
         await self._wait(Order(), lambda order: counts.append(self._core.take_over(order, peer, force=force)))
         return counts[0]
 
+    async def rejoin(self, spare: str | None = None) -> None:
+        """Drop our ring, durably, and wait for that of others; what `spare` holds is given back. Raises IpamError."""
+        await self._wait(Order(), lambda order: self._core.rejoin(order, spare))
+
     async def _wait(self, operation: Any, submit: Any, timeout: float | None = None) -> Cidr | None:
         future: asyncio.Future[Cidr | None] = self._loop.create_future()
         self._futures[operation] = future

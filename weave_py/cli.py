@@ -26,6 +26,7 @@ _REMOVED = (
     "stop-router",
 )
 _NOT_YET = ("setup-cni",)
+_NO_RANGE = "addresses are not allocated: the router was started without --ipalloc-range"
 _PROXY = ("env", "config")
 _PARTS = ("targets", "connections", "peers", "dns", "ipam", "fastdp", "agree")
 USAGE = """Usage:
@@ -38,6 +39,7 @@ weave --help | help
       reset       [--force] [--db-prefix <prefix>]
       hand-back   [--db-prefix <prefix>] [--schema <n>]
       prime
+      rejoin
       connect     [--replace] <peer> ...
       forget      <peer> ...
       rmpeer      [--strict] [--force] <peer_id> ...
@@ -151,7 +153,17 @@ def _prime(arguments: list[str]) -> int:
     try:
         call("GET", "/ring", timeout=None)
     except NotServedError as error:
-        raise CliError("addresses are not allocated: the router was started without --ipalloc-range") from error
+        raise CliError(_NO_RANGE) from error
+    return 0
+
+
+def _rejoin(arguments: list[str]) -> int:
+    """Discard the ring of this host, which nobody uses, for that of others."""
+    _no_arguments(arguments)
+    try:
+        call("DELETE", "/ring")
+    except NotServedError as error:
+        raise CliError(_NO_RANGE) from error
     return 0
 
 
@@ -215,6 +227,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "doctor": _doctor,
     "setup": cli_host.setup,
     "prime": _prime,
+    "rejoin": _rejoin,
     "connect": _connect,
     "forget": _forget,
     "rmpeer": _rmpeer,

@@ -250,7 +250,7 @@ class Daemon:
         services = self.parts.services
         if services.ipam is not None:
             tracker = "no-masq-local" if self._settings.no_masq_local else ""
-            http_addresses.add_routes(application, services.ipam, tracker)
+            http_addresses.add_routes(application, services.ipam, tracker, services.rejoin)
         else:
             http_addresses.add_routes_without_allocation(application)
         if services.names is not None:

@@ -135,6 +135,10 @@ class Exposure:
         address = _parse(cidr)
         await self._do("serve names on", lambda: self._serve_names(address))
 
+    async def withdraw_names(self) -> None:
+        """Take the address from the bridge on which names were served. Raises ExposeError."""
+        await self._do("withdraw the address of names", self._withdraw_names)
+
     async def local(self, networks: Sequence[IPv4Network]) -> None:
         """What lives on this host, for `--no-masq-local`. Raises ExposeError."""
         await self._do("write the rules for", lambda: self._rules.change(local=tuple(networks)))
@@ -183,6 +187,13 @@ class Exposure:
         host_expose.add_address(self._rules.plan.bridge, address)
         if before not in (None, address, *(self._rules.plan.exposed or {})):
             assert before is not None, "looked at above"
+            host_expose.remove_address(self._rules.plan.bridge, before)
+
+    def _withdraw_names(self) -> None:
+        before = self._names()
+        self._store.remove_flag(_NAMES)
+        self._rules.change(dns_only=None)
+        if before is not None and before not in (self._rules.plan.exposed or {}):
             host_expose.remove_address(self._rules.plan.bridge, before)
 
     def _names(self) -> IPv4Interface | None:

@@ -5,7 +5,7 @@ ends by itself, with the reason for which it waited in vain.
 """
 
 import math
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from weave_py.report import to_json
 ANONYMOUS = "_"
 _ALIVE, _LENIENT = "check-alive", "noErrorOnUnknown"
 T = TypeVar("T")
+Rejoin = Callable[[], Awaitable[None]]
 
 
 class Allocation(Protocol):
@@ -49,9 +50,12 @@ class Allocation(Protocol):
     async def take_over(self, peer: str, *, force: bool = False) -> int: ...
 
 
-def add_routes(application: web.Application, ipam: Allocation, tracker: str) -> None:
-    """The paths, on a listener that may change the router. `tracker`: who follows the ranges, if anybody does."""
-    handlers = _Handlers(ipam, tracker)
+def add_routes(application: web.Application, ipam: Allocation, tracker: str, rejoin: Rejoin) -> None:
+    """The paths, on a listener that may change the router. `tracker`: who follows the ranges, if anybody does.
+
+    `rejoin` drops the ring and waits for that of others.
+    """
+    handlers = _Handlers(ipam, tracker, rejoin)
     router = application.router
     router.add_get("/ip", handlers.everybody, allow_head=False)
     for path in ("/ip/{ident}", "/ip/{ident}/{ip}/{prefixlen}"):
@@ -61,6 +65,7 @@ def add_routes(application: web.Application, ipam: Allocation, tracker: str) -> 
     router.add_delete("/ip/{ident}", handlers.delete)
     router.add_delete("/ip/{ident}/{ip}", handlers.free)
     router.add_get("/ring", handlers.ring, allow_head=False)
+    router.add_delete("/ring", handlers.rejoin)
     router.add_get("/ipinfo/defaultsubnet", handlers.default_subnet, allow_head=False)
     router.add_get("/ipinfo/tracker", handlers.tracker, allow_head=False)
     router.add_delete("/peer", handlers.leave)
@@ -79,8 +84,9 @@ def add_routes_without_allocation(application: web.Application) -> None:
 class _Handlers:
     """One handler a path; refusals become 400, what may work later 503."""
 
-    def __init__(self, ipam: Allocation, tracker: str) -> None:
+    def __init__(self, ipam: Allocation, tracker: str, rejoin: Rejoin) -> None:
         self._ipam = ipam
+        self._rejoin = rejoin
         self._tracker = tracker
 
     async def everybody(self, request: web.Request) -> web.Response:
@@ -131,6 +137,10 @@ class _Handlers:
     async def ring(self, request: web.Request) -> web.Response:
         await _answer(self._ipam.prime(timeout=_limit(await form_of(request))))
         return web.Response()
+
+    async def rejoin(self, request: web.Request) -> web.Response:
+        await _answer(self._rejoin())
+        return web.Response(status=204)
 
     async def default_subnet(self, request: web.Request) -> web.Response:
         return web.Response(text=str(self._ipam.default_subnet))

@@ -211,6 +211,26 @@ class Services:
 
     # --- what follows from the ring ---
 
+    async def rejoin(self) -> None:
+        """Drop our ring and wait for that of others. Raises IpamError where its addresses are in use.
+
+        Only the address on which names are served is given back: they are served again once there is a ring.
+        """
+        ipam = self.ipam
+        assert ipam is not None, "asked only where addresses are allocated"
+        exposure = self._exposure.report()
+        exposed = {row["Address"] for row in exposure["Addresses"]}
+        served = exposure["NamesAddress"]
+        spared = {str(cidr) for cidr in ipam.lookup(EXPOSED, ipam.universe)} <= {served} - exposed
+        await ipam.rejoin(EXPOSED if spared else None)
+        if served and self._listen_address() is None and self.names is not None:
+            self.names.silence()
+            try:
+                await self._exposure.withdraw_names()
+            except ExposeError as error:
+                # The next address of names takes its place.
+                self._log.error("%s", error)
+
     async def _watch_ring(self) -> None:
         ipam = self.ipam
         if ipam is None or not ipam.ready:

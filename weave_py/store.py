@@ -23,6 +23,7 @@ _IMAGE_PREFIX = Path("/weavedb/weave")
 _HOST_PREFIX = Path("/var/lib/weave/weave")
 _FLAG = "flag:"
 _PEER_NAME, _RUNNING, _LOST, _RING = "peer name", "running", "lost", "ring"
+_REJOINS = "the ring of this host was discarded to join that of others"
 _HANDED_BACK, _WEAVE_NET = "handed back", "weave net file"
 
 
@@ -213,6 +214,10 @@ class Store:
         """Keep a flag, durably."""
         self._set_fact(_FLAG + name, value)
 
+    def remove_flag(self, name: str) -> None:
+        """Forget a flag, durably."""
+        self._remove_fact(_FLAG + name)
+
     def _fact(self, name: str) -> Value | None:
         rows = self.file.rows("SELECT value FROM facts WHERE name = ?", name)
         value: Value | None = rows[0][0] if rows else None
@@ -289,8 +294,13 @@ class Store:
         rows = self.file.rows("SELECT ident, is_container, cidrs FROM owned ORDER BY rowid")
         return {ident: weave_net.Held(bool(is_container), tuple(cidrs.split())) for ident, is_container, cidrs in rows}
 
-    def commit_addresses(self, ring: bytes | None, owned: Mapping[str, weave_net.Held | None]) -> None:
-        """Keep a changed ring (None: unchanged) and changed holders (None: gone) in one transaction, durably."""
+    def commit_addresses(
+        self, ring: bytes | None, owned: Mapping[str, weave_net.Held | None], *, rejoins: bool = False
+    ) -> None:
+        """Keep a changed ring (None: unchanged) and changed holders (None: gone) in one transaction, durably.
+
+        `rejoins`: what was known of the ring counts as lost until that of others is known.
+        """
         with self.file.transaction() as connection:
             if ring is not None:
                 _put(connection, "facts", _RING, ring)
@@ -299,6 +309,10 @@ class Store:
                     connection.execute("DELETE FROM owned WHERE ident = ?", (ident,))
                 else:
                     _put(connection, "owned", ident, held.is_container, " ".join(held.cidrs))
+            if rejoins:
+                _put(connection, "facts", _LOST, _REJOINS)
+        if rejoins:
+            self._lost = _REJOINS
 
 
 _UPSERTS = {

@@ -39,6 +39,6 @@ class IpamJournal:
             for ident, owned in change.owned.items()
         }
         try:
-            self._store.commit_addresses(change.ring, held)
+            self._store.commit_addresses(change.ring, held, rejoins=change.rejoins)
         except StoreError as error:
             raise JournalError(str(error)) from error

@@ -264,6 +264,32 @@ async def test_conflicts_of_clusters_end_the_connection_with_the_texts_people_kn
         assert made.errors[0].startswith("IP allocation was seeded by different peers")
 
 
+async def test_whoever_uses_nothing_leaves_its_ring_for_that_of_others() -> None:
+    async with hub("seed=::1", "seed=::2") as made:
+        one, two = made.peers[1], made.peers[2]
+        await one.allocate("c")
+        await two.allocate("c")
+        await two.allocate("names")
+        with pytest.raises(IpamError, match=r"its addresses are in use: 10\.32\.0\.1 \(c\)"):
+            await two.rejoin("names")
+        await two.delete("c")
+        made.cut = {2}
+        await two.rejoin("names")
+        assert not two.ready and not two.owned()
+        with pytest.raises(IpamError, match="no ring here"):
+            await two.rejoin()
+        two = await made.restart(2, "seed=::2", lost=True)
+        assert not two.ready
+        made.cut = set()
+        made.errors.clear()
+        made.gossip()
+        assert str(await two.allocate("d")) != "10.32.0.1/24"
+        made.gossip()
+        await asyncio.sleep(0.05)
+        assert not made.errors
+        assert one.report()["Entries"][0]["Peer"] == "00:00:00:00:00:01"
+
+
 async def test_the_end_answers_whoever_waits() -> None:
     async with hub("consensus=3") as made:
         waiting = asyncio.create_task(made.peers[1].allocate("b"))

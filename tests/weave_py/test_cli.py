@@ -108,6 +108,8 @@ ALONE = [
     (["stop"], 0, "Weave is not running (ignore on Kubernetes).\n"),
     (["prime"], 1, ABSENT),
     (["prime", "now"], 1, "Usage:"),
+    (["rejoin"], 1, ABSENT),
+    (["rejoin", "now"], 1, "Usage:"),
     (["rmpeer", "host3"], 1, ABSENT),
     (["rmpeer"], 1, "Usage:"),
     (["expose"], 1, ABSENT),

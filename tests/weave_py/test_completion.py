@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "deploy/completion/weave.bash"
     ("line", "expected"),
     [
         ("weave dns-", {"dns-add", "dns-args", "dns-lookup", "dns-remove"}),
-        ("weave re", {"report", "reset"}),
+        ("weave re", {"rejoin", "report", "reset"}),
         ("weave status con", {"connections"}),
         ("weave expose --w", {"--without-masquerade"}),
         ("weave prime ", set()),

@@ -154,11 +154,17 @@ def test_an_address_for_names_is_no_exposure(tmp_path: Path) -> None:
         assert exposure.report()["Addresses"] == []
         assert addresses(host, "weave") == {"10.32.0.1/12"}
         assert "10.32.0.0/12 is not exposed" in ruleset(host)
+        if "withdraw" in steps:
+            await exposure.withdraw_names()
+            assert exposure.report()["NamesAddress"] == ""
+            assert addresses(host, "weave") == set()
+            assert "is not exposed" not in ruleset(host)
+            await exposure.serve_names("10.32.0.1/12")
         store.close()
 
     with namespace() as host:
         within(host, lambda: ensure_bridge("weave", "00:00:00:00:00:01", 1400))
-        for steps in ("serve", "", "expose", ""):
+        for steps in ("serve", "", "expose", "", "withdraw", ""):
             within(host, lambda steps=steps: asyncio.run(life(steps)))  # type: ignore[misc]
 
 

@@ -39,7 +39,7 @@ async def served(*, ipam: Ipam | None = None, names: NameService | None = None) 
     """The control API with these services; yields its address."""
     application = http.Api(Captured(), LOG).application(read_only=False)
     if ipam is not None:
-        http_addresses.add_routes(application, ipam, "")
+        http_addresses.add_routes(application, ipam, "", ipam.rejoin)
     else:
         http_addresses.add_routes_without_allocation(application)
     if names is not None:
@@ -104,6 +104,18 @@ async def test_a_session_about_addresses() -> None:
         # What the captured router had given out before.
         await ipam.allocate("cafebabe0001")
         await replay("http-transcript.ipam", address)
+
+
+async def test_a_ring_that_nobody_uses_is_discarded() -> None:
+    request = b"DELETE /ring HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    async with alone() as (_, ipam), served(ipam=ipam) as address:
+        await ipam.allocate("c")
+        line, _, body = parts((await raw(address, request)).decode(), head=False)
+        assert "400" in line
+        assert body == "the ring cannot be discarded, its addresses are in use: 10.32.0.1 (c)\n"
+        await ipam.delete("c")
+        assert " 204 " in parts((await raw(address, request)).decode(), head=False)[0]
+        assert not ipam.ready
 
 
 async def test_a_session_about_names() -> None:

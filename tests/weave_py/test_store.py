@@ -91,6 +91,21 @@ def test_the_journal(prefix: str) -> None:
         journal.commit(Change(ring=b"late"))
 
 
+def test_a_discarded_ring_is_lost_until_that_of_others_is_known(prefix: str) -> None:
+    store = Store(prefix)
+    IpamJournal(store).commit(Change(ring=b"empty", rejoins=True))
+    word = "the ring of this host was discarded to join that of others"
+    assert store.lost == word
+    store.close()
+    store = Store(prefix)
+    assert store.lost == word
+    store.clear_lost()
+    store.close()
+    store = Store(prefix)
+    assert store.lost is None
+    store.close()
+
+
 def test_addresses_belong_to_a_name(prefix: str) -> None:
     store = Store(prefix)
     assert store.set_peer_name(PeerName(1)) is None
