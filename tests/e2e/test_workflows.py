@@ -324,6 +324,37 @@ def test_w17_two_that_disagree(flags: tuple[str, ...], says: str) -> None:
         assert made.routers[1].allocate("still"), "nobody else is harmed"
 
 
+def test_w17_one_that_uses_nothing_rejoins() -> None:
+    """It leaves its ring, with the address of names that it had, for that of the other; over a restart as well."""
+    with cluster(ipam=RANGE, dns=True) as made:
+        for number in (1, 2):
+            made.start(number, [], "--ipalloc-init", f"seed=a::{number}")
+            made.routers[number].prime()
+        two = made.routers[2]
+        held = two.allocate("c")
+        one = made.routers[1]
+        for router in (one, two):
+            wait_until("names are served", lambda router=router: _names_address(router), 30)
+        assert _names_address(one) == _names_address(two)
+        with pytest.raises(LabError, match=f"in use: {held.partition('/')[0]} \\(c\\)"):
+            two.weave("rejoin")
+        two.ask("DELETE", "/ip/c")
+        two.weave("rejoin")
+        assert "discarded" in two.report()["State"]["Lost"]
+        assert not _names_address(two)
+        two.stop()
+        two = made.start(2, [1], "--ipalloc-init", "seed=a::2")
+        made.await_links(mesh_links(2))
+        wait_until("the ring is known", lambda: two.report()["State"]["Lost"] is None, 30)
+        wait_until("names are served again", lambda: _names_address(two), 30)
+        assert _names_address(one) != _names_address(two)
+        assert ring(two) == ring(one)
+
+
+def _names_address(router: Router) -> str:
+    return str(router.report()["Exposure"]["NamesAddress"])
+
+
 def test_w18_firewall_reload() -> None:
     """After somebody has flushed all rules of an exposed host, ours are back within 20 seconds."""
     with cluster(ipam=RANGE) as made:
