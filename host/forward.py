@@ -166,9 +166,14 @@ def _legacy_program() -> str | None:
     return legacy_iptables() if _legacy_in_use() else None
 
 
+def search_path() -> str:
+    """Where programs of the host are looked for: a service's PATH may lack sbin."""
+    return os.pathsep.join((os.environ.get("PATH", ""), _SBIN))
+
+
 def legacy_iptables() -> str | None:
     """`iptables-legacy`, or an `iptables` that is of that kind."""
-    path = os.pathsep.join((os.environ.get("PATH", ""), _SBIN))
+    path = search_path()
     found = shutil.which("iptables-legacy", path=path)
     plain = shutil.which("iptables", path=path)
     if found is None and plain is not None and "nf_tables" not in run_iptables(plain, "--version"):

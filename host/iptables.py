@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from host.errors import HostError
-from host.forward import LEGACY_TABLES, MARK, legacy_iptables, quoted, run_iptables
+from host.forward import LEGACY_TABLES, MARK, legacy_iptables, quoted, run_iptables, search_path
 from nft import readback
 from nft.ruleset import Family, Transaction
 
@@ -34,6 +34,21 @@ def remove_old(bridge: str) -> list[str]:
             if table in there:
                 removed += [f"chain {table} {chain} (legacy)" for chain in _remove_legacy(program, table, bridge)]
     return removed + _remove_sets()
+
+
+def pass_joined(bridge: str) -> None:
+    """What leaves by our bridge keeps its sender, whatever Docker's rules say of its bridge. Idempotent.
+
+    In the chain that a Docker of this host writes, with the program that it uses: an accept in a table of ours would
+    not keep that chain from translating. Where that program is missing, nobody translates. `remove_old` takes the rule
+    away. Raises HostError.
+    """
+    program = shutil.which("iptables", path=search_path())
+    if program is None:
+        return
+    rule = ("POSTROUTING", "-o", bridge, "-j", "ACCEPT")
+    if ["-A", *rule] not in map(shlex.split, run_iptables(program, "-w", "5", "-t", "nat", "-S", rule[0]).splitlines()):
+        run_iptables(program, "-w", "5", "-t", "nat", "-I", *rule)
 
 
 def _remove_native(table: str, bridge: str) -> list[str]:

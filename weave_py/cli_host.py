@@ -84,9 +84,11 @@ def attach_bridge(arguments: list[str]) -> int:
     if len(arguments) > 1:
         raise UsageError("")
     from host.bridge import join_bridges
+    from host.iptables import pass_joined
 
     other = arguments[0] if arguments else _docker_bridge()
     on_host(lambda: join_bridges(BRIDGE, other))
+    on_host(lambda: pass_joined(BRIDGE))
     return 0
 
 

@@ -9,7 +9,7 @@ import pytest
 from host.attach import attach
 from host.bridge import ensure_bridge
 from host.expose import expose, hide
-from host.iptables import remove_old
+from host.iptables import pass_joined, remove_old
 from host.rules import DockerBridge, Plan, Rules, remove
 from nft import readback
 from nft.ruleset import Family
@@ -215,6 +215,19 @@ def test_old_sets_are_removed(host: str) -> None:
         run("ip", "netns", "exec", host, "ipset", "create", name, "hash:net")
     assert set(within(host, lambda: remove_old("weave"))) == {"ipset weaver-no-masq-local", "ipset weave-abc"}
     assert run("ip", "netns", "exec", host, "ipset", "list", "-n") == "theirs\n"
+
+
+def test_what_leaves_by_a_joined_bridge_keeps_its_sender(host: str) -> None:
+    """First in the chain where Docker translates; once, and gone with all the rest."""
+    works(host, "iptables")
+    docker = ("POSTROUTING", "-s", "172.17.0.0/16", "!", "-o", "docker0", "-j", "MASQUERADE")
+    iptables(host, "iptables", "-t", "nat", "-A", *docker)
+    for _ in range(2):
+        within(host, lambda: pass_joined("weave"))
+    rules = iptables(host, "iptables", "-t", "nat", "-S", "POSTROUTING").splitlines()
+    assert rules[1:] == ["-A POSTROUTING -o weave -j ACCEPT", f"-A {' '.join(docker)}"]
+    within(host, lambda: remove_old("weave"))
+    assert iptables(host, "iptables", "-t", "nat", "-S", "POSTROUTING").splitlines()[1:] == rules[2:]
 
 
 # --- what they do ---
