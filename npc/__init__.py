@@ -1,0 +1,1 @@
+"""Network policy: Kubernetes objects become a plan of rules, a plan becomes nftables, every verdict has its reason."""
