@@ -15,6 +15,7 @@ from host import forward
 from host.errors import HostError
 from host.forward import Accept
 from nft import readback
+from nft.elements import Key
 from nft.expressions import (
     Expression,
     Protocol,
@@ -30,7 +31,7 @@ from nft.expressions import (
     masquerade,
     out_interface,
 )
-from nft.ruleset import ChainType, Hook, Key, Transaction
+from nft.ruleset import ChainType, Hook, Transaction
 from nft.wire import NftError
 
 TABLE = "weave"

@@ -12,21 +12,21 @@ Source: linux/netfilter/nf_tables.h.
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import Enum, IntEnum
-from ipaddress import ip_address, ip_network
 from types import TracebackType
 
-from nft.expressions import Expression, interface_key
+from nft.elements import Key, KeyType, Member, encoded, key_bytes, lists, network, parts, sizes, type_number, userdata
+from nft.expressions import ANONYMOUS_NAME, Anonymous, Expression
 from nft.wire import NLM_F_APPEND, NLM_F_CREATE, Message, attribute, commit, nested, string, u32
 
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE = 0, 2, 3, 5, 6, 8
 _NEWSET, _DELSET, _NEWELEMENT, _DELELEMENT = 9, 11, 12, 14
-_SET_INTERVAL = 4
-_INTERVAL_END = 1
-_CHUNK = 500
-_COMMENT = 0
-_COMMENT_MAX = 127
+_NEWOBJ, _DELOBJ = 18, 20
+_ANONYMOUS_CONSTANT = 0x1 | 0x2
+_SET_INTERVAL, _SET_MAP, _SET_CONCATENATION = 0x4, 0x8, 0x80
+_VERDICT_TYPE = 0xFFFFFF00
+_SET_COMMENT = 7
+_COUNTER_OBJECT = 1
 
 
 class Family(IntEnum):
@@ -61,23 +61,6 @@ class Policy(IntEnum):
     ACCEPT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """nft's number for a set's key type, and its size in bytes."""
-
-    number: int
-    size: int
-
-
-class Key(Enum):
-    """What a set holds. Networks and ranges only in sets made with `interval`."""
-
-    IPV4 = _Key(7, 4)
-    IPV6 = _Key(8, 16)
-    PORT = _Key(13, 2)
-    INTERFACE = _Key(41, 16)
-
-
 class Transaction:
     """Changes of one table, made together when the `with` block ends. Raises NftError then."""
 
@@ -86,6 +69,11 @@ class Transaction:
         self._family = family
         self._messages: list[Message] = []
         self._set_ids = itertools.count(1)
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """What will be sent, in order."""
+        return self._messages
 
     def __enter__(self) -> "Transaction":
         return self
@@ -104,19 +92,19 @@ class Transaction:
 
     # --- tables ---
 
-    def ensure_table(self) -> None:
-        """The table, as it is or new."""
-        self._add(_NEWTABLE, NLM_F_CREATE, b"", self._named("table"))
+    def ensure_table(self, comment: str = "") -> None:
+        """The table, as it is or new; the comment is a new one's."""
+        self._add(_NEWTABLE, NLM_F_CREATE, userdata(6, comment), self._named("table"))
 
     def delete_table(self) -> None:
         """No table of this name, whether there was one or not."""
         self.ensure_table()
         self._add(_DELTABLE, 0, b"", self._named("table"))
 
-    def replace_table(self) -> None:
+    def replace_table(self, comment: str = "") -> None:
         """The table, empty."""
         self.delete_table()
-        self.ensure_table()
+        self.ensure_table(comment)
 
     # --- chains ---
 
@@ -128,9 +116,10 @@ class Transaction:
         *,
         kind: ChainType = ChainType.FILTER,
         policy: Policy = Policy.ACCEPT,
+        comment: str = "",
     ) -> None:
         """A chain, at a hook or to jump to; an existing one stays with its rules."""
-        body = string(3, name)
+        body = string(3, name) + userdata(12, comment)
         if hook is not None:
             body += nested(4, u32(1, hook), u32(2, priority)) + u32(5, policy) + string(7, kind.value)
         self._add(_NEWCHAIN, NLM_F_CREATE, body, self._named("chain", name))
@@ -148,7 +137,7 @@ class Transaction:
 
     def add_rule(self, chain: str, *expressions: Expression, comment: str = "", first: bool = False) -> None:
         """A rule at the end of a chain, or before all others."""
-        body = string(2, chain) + nested(4, *expressions) + _userdata(7, comment)
+        body = string(2, chain) + nested(4, *expressions) + userdata(7, comment)
         flags = NLM_F_CREATE | (0 if first else NLM_F_APPEND)
         self._add(_NEWRULE, flags, body, self._named("a rule of chain", chain))
 
@@ -157,67 +146,81 @@ class Transaction:
         body = string(2, chain) + attribute(3, handle.to_bytes(8, "big"))
         self._add(_DELRULE, 0, body, self._named(f"rule {handle} of chain", chain))
 
-    # --- sets ---
+    # --- counters ---
 
-    def add_set(self, name: str, key: Key, *, interval: bool = False) -> None:
-        """A set, as it is or new; with `interval` it holds networks."""
-        flags = _SET_INTERVAL if interval else 0
-        body = string(2, name) + u32(3, flags) + u32(4, key.value.number) + u32(5, key.value.size)
-        self._add(_NEWSET, NLM_F_CREATE, body + u32(10, next(self._set_ids)), self._named("set", name))
+    def add_counter(self, name: str, packets: int = 0, octets: int = 0, *, comment: str = "") -> None:
+        """A counter that rules of the table share; an existing one goes on counting."""
+        figures = nested(4, attribute(1, octets.to_bytes(8, "big")), attribute(2, packets.to_bytes(8, "big")))
+        body = string(2, name) + u32(3, _COUNTER_OBJECT) + figures + userdata(8, comment)
+        self._add(_NEWOBJ, NLM_F_CREATE, body, self._named("counter", name))
+
+    def delete_counter(self, name: str) -> None:
+        """Remove an existing counter that no rule uses."""
+        self._add(_DELOBJ, 0, string(2, name) + u32(3, _COUNTER_OBJECT), self._named("counter", name))
+
+    # --- sets and maps ---
+
+    def add_set(self, name: str, key: KeyType, *, interval: bool = False, comment: str = "") -> None:
+        """A set, as it is or new; with `interval` it holds networks and ranges."""
+        self._add_set(name, key, _SET_INTERVAL if interval else 0, comment)
+
+    def add_verdict_map(self, name: str, key: KeyType, *, interval: bool = False, comment: str = "") -> None:
+        """A map that says where packets go, as it is or new."""
+        self._add_set(name, key, _SET_MAP | (_SET_INTERVAL if interval else 0), comment)
+
+    def add_anonymous(self, key: KeyType, members: Iterable[Member], *, interval: bool = False) -> Anonymous:
+        """A set of the one rule of this transaction that uses it; it goes with the rule."""
+        number = self._add_set(ANONYMOUS_NAME, key, _ANONYMOUS_CONSTANT | (_SET_INTERVAL if interval else 0), "")
+        items = encoded(members, key, interval=interval)
+        for row in lists(items):
+            body = string(2, ANONYMOUS_NAME) + u32(4, number) + nested(3, *row)
+            self._add(_NEWELEMENT, NLM_F_CREATE, body, self._named("elements of a rule"))
+        return Anonymous(number)
+
+    def _add_set(self, name: str, key: KeyType, flags: int, comment: str) -> int:
+        number = next(self._set_ids)
+        # Only where parts are intervals does the kernel need to know them.
+        ranges = len(parts(key)) > 1 and bool(flags & _SET_INTERVAL)
+        flags |= _SET_CONCATENATION if ranges else 0
+        body = string(2, name) + u32(3, flags) + u32(4, type_number(key)) + u32(5, sum(sizes(key)))
+        if flags & _SET_MAP:
+            body += u32(6, _VERDICT_TYPE)
+        if ranges:
+            body += nested(9, nested(2, *(nested(1, u32(1, size)) for size in sizes(key))))
+        body += u32(10, number) + userdata(13, comment, _SET_COMMENT)
+        self._add(_NEWSET, NLM_F_CREATE, body, self._named("set", name))
+        return number
 
     def delete_set(self, name: str) -> None:
-        """Remove an existing set that no rule uses."""
+        """Remove an existing set or map that no rule uses."""
         self._add(_DELSET, 0, string(2, name), self._named("set", name))
 
+    def add_members(self, name: str, key: KeyType, members: Iterable[Member], *, interval: bool = False) -> None:
+        """Elements of a set or map; those it has already are no error (in interval sets: if they are equal)."""
+        self._elements(_NEWELEMENT, NLM_F_CREATE, name, encoded(members, key, interval=interval))
+
+    def delete_members(self, name: str, key: KeyType, members: Iterable[Member], *, interval: bool = False) -> None:
+        """Take elements out; one that is not there refuses the transaction."""
+        self._elements(_DELELEMENT, 0, name, encoded(members, key, interval=interval))
+
     def add_elements(self, name: str, key: Key, values: Iterable[str], *, interval: bool = False) -> None:
-        """Elements of a set, as text; those it has already are no error (in interval sets: if they are equal)."""
-        self._elements(_NEWELEMENT, NLM_F_CREATE, name, key, values, interval)
+        """The same from text: addresses, networks, ports, names of interfaces. Raises ValueError."""
+        self.add_members(name, key, _members(key, values, interval), interval=interval)
 
     def delete_elements(self, name: str, key: Key, values: Iterable[str], *, interval: bool = False) -> None:
-        """Take elements out; one that is not there refuses the transaction."""
-        self._elements(_DELELEMENT, 0, name, key, values, interval)
+        """Take out what text names. Raises ValueError."""
+        self.delete_members(name, key, _members(key, values, interval), interval=interval)
 
     def flush_set(self, name: str) -> None:
         """An existing set without its elements."""
         self._add(_DELELEMENT, 0, string(2, name), self._named("set", name))
 
-    def _elements(self, kind: int, flags: int, name: str, key: Key, values: Iterable[str], interval: bool) -> None:
-        items = [part for value in values for part in _element(key, value, interval)]
-        # An element list is one attribute with a 16-bit length.
-        for start in range(0, len(items), _CHUNK):
-            body = string(2, name) + nested(3, *items[start : start + _CHUNK])
-            self._add(kind, flags, body, self._named("elements of set", name))
+    def _elements(self, kind: int, flags: int, name: str, items: Iterable[bytes]) -> None:
+        # A list of elements is one attribute with a 16-bit length.
+        for row in lists(items):
+            self._add(kind, flags, string(2, name) + nested(3, *row), self._named("elements of set", name))
 
 
-def _element(key: Key, value: str, interval: bool) -> Sequence[bytes]:
-    """One element, or start and end of an interval. Raises ValueError on text that is none of the key's."""
-    if not interval:
-        return (_item(_key_bytes(key, value)),)
-    net = ip_network(value)
-    start = _item(net.network_address.packed)
-    end = int(net.broadcast_address) + 1
-    if end >> net.max_prefixlen:
-        # Nothing lies behind the last address, so the interval stays open.
-        return (start,)
-    return start, _item(end.to_bytes(net.max_prefixlen // 8, "big"), _INTERVAL_END)
-
-
-def _item(key: bytes, flags: int = 0) -> bytes:
-    flagged = (u32(3, flags),) if flags else ()
-    return nested(1, nested(1, attribute(1, key)), *flagged)
-
-
-def _key_bytes(key: Key, value: str) -> bytes:
-    if key is Key.INTERFACE:
-        return interface_key(value)
-    if key is Key.PORT:
-        return int(value).to_bytes(2, "big")
-    return ip_address(value).packed
-
-
-def _userdata(kind: int, comment: str) -> bytes:
-    """A comment as nft prints it; longer than nft allows is cut."""
-    if not comment:
-        return b""
-    encoded = comment.encode()[:_COMMENT_MAX].decode(errors="ignore").encode() + b"\0"
-    return attribute(kind, bytes((_COMMENT, len(encoded))) + encoded)
+def _members(key: Key, values: Iterable[str], interval: bool) -> Sequence[Member]:
+    """Elements as text says them. Raises ValueError on text that is none of the key's."""
+    return [network(key, value) if interval else Member(key_bytes(key, value)) for value in values]

@@ -7,20 +7,22 @@ Source: linux/netlink.h, linux/netfilter/nf_tables.h (constants), nft's own docu
 """
 
 import contextlib
+import errno
 import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 
 _NETLINK_NETFILTER = 12
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
-_NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
+_NLM_F_CAPPED, _NLM_F_ACK_TLVS, _NLM_F_DUMP_INTERRUPTED = 0x100, 0x200, 0x10
 NLM_F_CREATE = 0x400
 NLM_F_APPEND = 0x800
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
-_SO_SNDBUFFORCE = 32
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NLA_F_NESTED = 0x8000
@@ -32,6 +34,9 @@ _ATTRIBUTE = struct.Struct("=HH")
 _ERRNO = struct.Struct("=i")
 _TIMEOUT = 5.0
 _RECEIVE = 1 << 17
+# What the kernel says while another transaction is in its way, or while it has no memory for an answer.
+_PASSING = frozenset((errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOBUFS, errno.ERESTART))
+_ATTEMPTS = 5
 
 Attributes = dict[int, bytes]
 
@@ -97,40 +102,164 @@ def text(payload: bytes) -> str:
     return payload.partition(b"\0")[0].decode(errors="replace")
 
 
-# --- transactions ---
+# --- the kernel ---
 
 
-def commit(messages: Sequence[Message]) -> None:
-    """Send messages as one transaction: all of it, or none and an NftError. Blocks, at most a few seconds."""
-    if not messages:
-        return
-    last = len(messages)
-    parts = [_encode(_BATCH_BEGIN, 0, 0, 0, _SUBSYSTEM, b"")]
-    for sequence, message in enumerate(messages, 1):
-        flags = message.flags | (_NLM_F_ACK if sequence == last else 0)
-        parts.append(_encode(_SUBSYSTEM << 8 | message.kind, flags, sequence, message.family, 0, message.body))
-    parts.append(_encode(_BATCH_END, 0, last + 1, 0, _SUBSYSTEM, b""))
-    datagram = b"".join(parts)
-    with _socket() as sock:
-        # A large transaction is one datagram and must fit the buffer as a whole.
-        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(datagram) + 65536)
-        sock.send(datagram)
-        _await(sock, messages)
+class Channel:
+    """A netlink socket of the namespace of the thread that made it; one request at a time.
 
+    Methods block: the kernel does the work of a request while it is sent. What other transactions only disturb is
+    tried again a few times.
+    """
 
-def dump(kind: int, family: int, body: bytes, what: str) -> list[Attributes]:
-    """All objects of a kind, each as its attributes. Raises NftError; errno ENOENT if the table is not there."""
-    found: list[Attributes] = []
-    with _socket() as sock:
-        sock.send(_encode(_SUBSYSTEM << 8 | kind, _NLM_F_DUMP, 1, family, 0, body))
+    def __init__(self) -> None:
+        self._sock = _socket()
+        self._room = 0
+        self._sequence = 0
+        self._refused = False
+
+    @property
+    def port(self) -> int:
+        """Who the sender of our changes is, in the kernel's notifications."""
+        port: int = self._sock.getsockname()[0]
+        return port
+
+    def __enter__(self) -> "Channel":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """No more requests."""
+        self._sock.close()
+
+    def commit(self, messages: Sequence[Message]) -> None:
+        """Send messages as one transaction: all of it, or none and an NftError that names the object."""
+        if not messages:
+            return
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._commit(messages)
+                return
+            except NftError as error:
+                if attempt == _ATTEMPTS or error.errno not in _PASSING:
+                    raise
+
+    def dump(self, kind: int, family: int, body: bytes, what: str) -> list[Attributes]:
+        """All objects of a kind, each as its attributes. Raises NftError; errno ENOENT if the table is not there."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                found = self._dump(kind, family, body, what)
+            except NftError as error:
+                if attempt == _ATTEMPTS or error.errno not in _PASSING:
+                    raise
+                continue
+            if found is not None:
+                return found
+        raise NftError(f"unable to read {what}: it never stood still", errno.EINTR)
+
+    def _commit(self, messages: Sequence[Message]) -> None:
+        first = self._next(len(messages) + 1)
+        parts = [_encode(_BATCH_BEGIN, 0, first - 1, 0, _SUBSYSTEM, b"")]
+        last = first + len(messages) - 1
+        for sequence, message in enumerate(messages, first):
+            flags = message.flags | (_NLM_F_ACK if sequence == last else 0)
+            parts.append(_encode(_SUBSYSTEM << 8 | message.kind, flags, sequence, message.family, 0, message.body))
+        parts.append(_encode(_BATCH_END, 0, last + 1, 0, _SUBSYSTEM, b""))
+        self._send(b"".join(parts), messages[0].what)
         while True:
-            for answer_kind, _flags, _sequence, payload in _messages(_receive(sock, what)):
+            for kind, flags, sequence, payload in each_message(self._receive(messages[-1].what)):
+                position = sequence - first
+                if kind != _NLMSG_ERROR or not -1 <= position < len(messages):
+                    continue
+                number = -_ERRNO.unpack_from(payload)[0]
+                if number:
+                    self._refused = True
+                    what = messages[position].what if position >= 0 else "the rules, at the commit"
+                    raise NftError(f"unable to change {what}: {os.strerror(number)}{_reason(flags, payload)}", number)
+                if sequence == last:
+                    return
+
+    def _dump(self, kind: int, family: int, body: bytes, what: str) -> list[Attributes] | None:
+        """None if the tables changed meanwhile."""
+        wanted = self._next(1)
+        found: list[Attributes] = []
+        interrupted = False
+        self._send(_encode(_SUBSYSTEM << 8 | kind, _NLM_F_DUMP, wanted, family, 0, body), what)
+        while True:
+            for answer_kind, flags, sequence, payload in each_message(self._receive(what)):
+                if sequence != wanted:
+                    continue
+                interrupted = interrupted or bool(flags & _NLM_F_DUMP_INTERRUPTED)
                 if answer_kind == _NLMSG_DONE:
-                    return found
+                    return None if interrupted else found
                 if answer_kind == _NLMSG_ERROR:
                     number = -_ERRNO.unpack_from(payload)[0]
                     raise NftError(f"unable to read {what}: {os.strerror(number)}", number)
                 found.append(dict(attributes(payload[_NFGENMSG.size :])))
+
+    def _next(self, count: int) -> int:
+        """The first of so many sequence numbers; what is left of earlier answers has other ones."""
+        if self._sequence + count + 2 > 0x7FFFFFFF:
+            self._sequence = 0
+        first = self._sequence + 2
+        self._sequence += count + 1
+        return first
+
+    def _discard(self) -> None:
+        """The rest of what was said of a refused transaction, which would leave no room for the next answer."""
+        self._refused = False
+        self._sock.setblocking(False)
+        try:
+            while self._receive(""):
+                pass
+        except NftError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+        finally:
+            self._sock.settimeout(_TIMEOUT)
+
+    def _send(self, datagram: bytes, what: str) -> None:
+        if self._refused:
+            self._discard()
+        # A large transaction is one datagram and must fit the buffer as a whole; so must what it has to say.
+        if len(datagram) > self._room:
+            self._room = 2 * len(datagram) + 65536
+            self._sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, self._room)
+            self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, self._room)
+        try:
+            self._sock.send(datagram)
+        except TimeoutError as error:
+            raise NftError(f"unable to send about {what}") from error
+        except OSError as error:
+            raise NftError(f"unable to send about {what}: {error.strerror}", error.errno or 0) from error
+
+    def _receive(self, what: str) -> bytes:
+        while True:
+            try:
+                return self._sock.recv(_RECEIVE)
+            except TimeoutError as error:
+                raise NftError(f"no answer from the kernel about {what}") from error
+            except OSError as error:
+                # A transaction of many mistakes has more to say than there is room; the first of it is there.
+                if error.errno != errno.ENOBUFS:
+                    raise NftError(f"no answer about {what}: {error.strerror}", error.errno or 0) from error
+
+
+def commit(messages: Sequence[Message]) -> None:
+    """Send messages as one transaction: all of it, or none and an NftError. Blocks, at most a few seconds."""
+    if messages:
+        with Channel() as channel:
+            channel.commit(messages)
+
+
+def dump(kind: int, family: int, body: bytes, what: str) -> list[Attributes]:
+    """All objects of a kind, each as its attributes. Raises NftError; errno ENOENT if the table is not there."""
+    with Channel() as channel:
+        return channel.dump(kind, family, body, what)
 
 
 def _socket() -> socket.socket:
@@ -149,27 +278,6 @@ def _encode(kind: int, flags: int, sequence: int, family: int, resource: int, bo
     return _HEADER.pack(_HEADER.size + len(payload), kind, flags | _NLM_F_REQUEST, sequence, 0) + payload
 
 
-def _receive(sock: socket.socket, what: str) -> bytes:
-    try:
-        return sock.recv(_RECEIVE)
-    except TimeoutError as error:
-        raise NftError(f"no answer from the kernel about {what}") from error
-
-
-def _await(sock: socket.socket, messages: Sequence[Message]) -> None:
-    """Until the last message is acknowledged, or one is refused."""
-    while True:
-        for kind, flags, sequence, payload in _messages(_receive(sock, messages[-1].what)):
-            if kind != _NLMSG_ERROR:
-                continue
-            number = -_ERRNO.unpack_from(payload)[0]
-            if number:
-                what = messages[sequence - 1].what if 1 <= sequence <= len(messages) else "the rules, at the commit"
-                raise NftError(f"unable to change {what}: {os.strerror(number)}{_reason(flags, payload)}", number)
-            if sequence == len(messages):
-                return
-
-
 def _reason(flags: int, payload: bytes) -> str:
     """The kernel's own words about an error, if it has any."""
     if not flags & _NLM_F_ACK_TLVS or not flags & _NLM_F_CAPPED:
@@ -178,7 +286,7 @@ def _reason(flags: int, payload: bytes) -> str:
     return f" ({text(found)})" if found else ""
 
 
-def _messages(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+def each_message(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """(kind, flags, sequence, payload) of each message of a datagram."""
     position = 0
     while position + _HEADER.size <= len(datagram):

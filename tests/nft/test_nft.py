@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from nft import readback
+from nft.elements import Key
 from nft.expressions import (
     Expression,
     Protocol,
@@ -30,7 +31,7 @@ from nft.expressions import (
     source_in,
     source_port,
 )
-from nft.ruleset import ChainType, Family, Hook, Key, Policy, Transaction
+from nft.ruleset import ChainType, Family, Hook, Policy, Transaction
 from nft.wire import NftError, attribute, attributes
 from tests.namespaces import namespace, run, within
 
