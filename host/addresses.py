@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import threading
 from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
@@ -52,6 +53,9 @@ def announce(interface: str, mac: str, address: IPv4Interface) -> None:
     broadcast = b"\xff" * 6
     arp = b"\0\1\x08\0\6\4\0\1" + hardware + address.ip.packed + broadcast + address.ip.packed
     frame = broadcast + hardware + _ETH_P_ARP.to_bytes(2, "big") + arp
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
-        sock.bind((interface, _ETH_P_ARP))
-        sock.send(frame)
+    # No protocol: it is there to send. To close one takes the kernel a grace period, for which nobody has to wait.
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    try:
+        sock.sendto(frame, (interface, _ETH_P_ARP))
+    finally:
+        threading.Thread(target=sock.close, name="close").start()

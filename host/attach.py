@@ -19,6 +19,7 @@ from host.addresses import Address, add, announce, keep, remove
 from host.bridge import bridge_mtu, error_text
 from host.errors import HostError
 from host.links import Link, addresses, await_forwarding, by_index, by_name, namespace_number
+from host.routes import Route, add_routes
 from host.sysctl import refuse_advertisements, tune_neighbours
 from nft.wire import NftError
 
@@ -30,23 +31,28 @@ _MIN_MTU = 68
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """What a container has now: its interface, that one's MAC, all addresses, and those that are new."""
+    """What a container has now: its interface, that one's MAC and MTU (octets), all addresses, and those that are new.
+
+    `created` says that the interface is new.
+    """
 
     host_interface: str
     interface: str
     mac: str
+    mtu: int
     addresses: tuple[str, ...]
     added: tuple[str, ...]
+    created: bool
 
 
 def host_names(identity: str) -> tuple[str, str]:
-    """The names of the pair on the host: the port, and the other end before it moves."""
+    """The names of the pair on the host: the port, and the other end where it is made here and moved later."""
     short = identity if len(identity) <= _ID_SIZE else hashlib.sha256(identity.encode()).hexdigest()[:_ID_SIZE]
     return f"vethwepl{short}", f"vethwepg{short}"
 
 
 def attach(
-    target: str,
+    target: str | int,
     addresses: Sequence[Address],
     *,
     bridge: str = "weave",
@@ -55,29 +61,34 @@ def attach(
     mtu: int | None = None,
     hairpin: bool = True,
     identity: str | None = None,
+    alias: str = "",
+    routes: Sequence[Route] = (),
 ) -> Attachment:
-    """Connect a container and give it addresses. Blocks for milliseconds. Raises HostError.
+    """Connect a container, given as a name or by the descriptor of its namespace. Blocks for milliseconds.
 
-    `mtu` in octets, the bridge's by default; `identity` names the port on the host, by default from the target.
+    `mtu` in octets, the bridge's by default; `identity` names the port on the host, by default from the target;
+    `alias` is what the port says of itself. Raises HostError.
     """
     with netns.opened(target) as container, netns.locked(container):
-        join = _Join(container, identity or container.identity, bridge, interface, hairpin)
+        join = _Join(container, identity or container.identity, bridge, interface, hairpin, alias)
         try:
             port, created = join.ensure(_mtu(bridge, mtu))
             try:
-                made = netns.inside(container.descriptor, lambda: _configure(port, interface, addresses))
+                made = netns.inside(container.descriptor, lambda: _configure(port, created, interface, addresses))
                 await_forwarding(port)
-                netns.inside(container.descriptor, lambda: _finish(made, addresses, multicast_route))
+                netns.inside(container.descriptor, lambda: _finish(made, addresses, multicast_route, routes))
                 return made
             except BaseException:
                 if created:
                     _delete(port)
                 raise
         except (NetlinkError, NftError, OSError) as error:
-            raise HostError(f"unable to attach {target}: {error_text(error)}") from error
+            raise HostError(f"unable to attach {_named(target)}: {error_text(error)}") from error
 
 
-def detach(target: str, addresses: Sequence[Address] | None = None, *, interface: str = INTERFACE) -> tuple[str, ...]:
+def detach(
+    target: str | int, addresses: Sequence[Address] | None = None, *, interface: str = INTERFACE
+) -> tuple[str, ...]:
     """Take addresses away, all by default; with the last one the interface goes. Returns those taken, `ip/prefix`."""
     with netns.opened(target) as container, netns.locked(container):
         try:
@@ -85,7 +96,11 @@ def detach(target: str, addresses: Sequence[Address] | None = None, *, interface
             work = (lambda: _withdraw(interface, addresses)) if own else (lambda: _gone(interface))
             return netns.inside(container.descriptor, work)
         except (NetlinkError, NftError, OSError) as error:
-            raise HostError(f"unable to detach {target}: {error_text(error)}") from error
+            raise HostError(f"unable to detach {_named(target)}: {error_text(error)}") from error
+
+
+def _named(target: str | int) -> str:
+    return target if isinstance(target, str) else "the container"
 
 
 def _mtu(bridge: str, wanted: int | None) -> int:
@@ -130,6 +145,7 @@ class _Join:
     bridge: str
     interface: str
     hairpin: bool
+    alias: str
 
     def ensure(self, mtu: int) -> tuple[str, bool]:
         """The port, on the bridge and up, its other end in the container; whether it is new."""
@@ -138,14 +154,12 @@ class _Join:
             self._plug(existing.name)
             return existing.name, False
         with IPRoute() as ip:
-            port, guest = self._free_names(ip)
-            ip.link("add", ifname=port, kind="veth", mtu=mtu, peer={"ifname": guest, "mtu": mtu})
+            port = self._free_name(ip)
+            # Made where it belongs: to move an interface and rename it there costs the kernel many times as long.
+            other = {"ifname": self.interface, "mtu": mtu, "net_ns_fd": self.container.descriptor}
+            ip.link("add", ifname=port, kind="veth", mtu=mtu, peer=other)
             try:
-                for name in (port, guest):
-                    refuse_advertisements(name)
-                other = ip.link_lookup(ifname=guest)[0]
-                ip.link("set", index=other, net_ns_fd=self.container.descriptor)
-                netns.inside(self.container.descriptor, lambda: _rename(guest, self.interface))
+                refuse_advertisements(port)
                 self._plug(port)
             except BaseException:
                 _delete(port)
@@ -163,9 +177,11 @@ class _Join:
                 ip.link("set", index=master.index, mtu=master.mtu)
             ip.link("set", index=link.index, state="up")
             ip.brport("set", index=link.index, mode=int(self.hairpin))
+            if self.alias:
+                ip.link("set", index=link.index, ifalias=self.alias)
 
-    def _free_names(self, ip: IPRoute) -> tuple[str, str]:
-        """Names that nobody has, made from the identity; what a killed attach left under them is removed."""
+    def _free_name(self, ip: IPRoute) -> str:
+        """A name that no port has, made from the identity; what a killed attach left under it is removed."""
         for attempt in range(_NAMES_TRIED):
             plain = self.interface == INTERFACE and attempt == 0
             port, guest = host_names(self.identity if plain else f"{self.identity} {self.interface} {attempt}")
@@ -174,11 +190,11 @@ class _Join:
                 ip.link("del", index=there.index)
                 there = None
             if there is None:
-                return port, guest
+                return port
         raise HostError(f"no free name for a port of {self.identity}: too many links begin with vethwepl")
 
     def _unfinished(self, ip: IPRoute, port: Link, guest: str) -> bool:
-        """Whether a port's other end still has the name that it has only while an attach is under way."""
+        """Whether a port's other end still has the name under which Weave Net makes it, before it moves it."""
         index = port.peer
         if index is None:
             return False
@@ -206,13 +222,8 @@ def _delete(name: str) -> None:
 # --- in the container ---
 
 
-def _rename(guest: str, interface: str) -> None:
-    with IPRoute() as ip:
-        ip.link("set", index=ip.link_lookup(ifname=guest)[0], ifname=interface)
+def _configure(port: str, created: bool, interface: str, wanted: Sequence[Address]) -> Attachment:
     tune_neighbours(interface)
-
-
-def _configure(port: str, interface: str, wanted: Sequence[Address]) -> Attachment:
     with IPRoute() as ip:
         index = ip.link_lookup(ifname=interface)[0]
         had = addresses(ip, index)
@@ -224,14 +235,16 @@ def _configure(port: str, interface: str, wanted: Sequence[Address]) -> Attachme
             have = addresses(ip, index)
             multicast.limit(interface, have)
             ip.link("set", index=index, state="up")
-            mac = str(ip.get_links(index)[0].get_attr("IFLA_ADDRESS"))
+            link = by_index(ip, index)
+            if link is None:
+                raise HostError(f"interface {interface} of the container was removed meanwhile")
         except BaseException:
             _take_back(ip, interface, index, [str(address) for address in added], had)
             raise
-    return Attachment(port, interface, mac, tuple(have), tuple(map(str, added)))
+    return Attachment(port, interface, link.mac, link.mtu, tuple(have), tuple(map(str, added)), created)
 
 
-def _finish(made: Attachment, wanted: Sequence[Address], multicast_route: bool) -> None:
+def _finish(made: Attachment, wanted: Sequence[Address], multicast_route: bool, routes: Sequence[Route]) -> None:
     """Tell the neighbours; last of all the route that start-up scripts wait for."""
     with IPRoute() as ip:
         index = ip.link_lookup(ifname=made.interface)[0]
@@ -239,6 +252,7 @@ def _finish(made: Attachment, wanted: Sequence[Address], multicast_route: bool) 
             for address in wanted:
                 if isinstance(address, IPv4Interface):
                     announce(made.interface, made.mac, address)
+            add_routes(ip, index, routes)
             if multicast_route:
                 multicast.add_route(ip, index)
         except BaseException:

@@ -17,7 +17,7 @@ _NO_NUMBER = 0xFFFFFFFF
 class Link:
     """One interface. `peer` is the index of a veth's other end, `peer_namespace` says which namespace has that.
 
-    Each namespace numbers the others for itself; None is the same one.
+    Each namespace numbers the others for itself; None is the same one. `alias` is what was written on it, if anything.
     """
 
     index: int
@@ -28,6 +28,7 @@ class Link:
     master: int | None
     peer: int | None
     peer_namespace: int | None
+    alias: str = ""
 
 
 def links(ip: IPRoute) -> tuple[Link, ...]:
@@ -92,6 +93,7 @@ def _link(found: object) -> Link:
         master=attribute("IFLA_MASTER"),
         peer=attribute("IFLA_LINK") if kind == "veth" else None,
         peer_namespace=attribute("IFLA_LINK_NETNSID"),
+        alias=str(attribute("IFLA_IFALIAS") or ""),
     )
 
 

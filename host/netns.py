@@ -50,15 +50,22 @@ class Namespace:
 
 
 @contextlib.contextmanager
-def opened(target: str) -> Iterator[Namespace]:
-    """A pid, a namespace's name or path, or a container's id or name where a runtime is present. Raises HostError."""
+def opened(target: str | int) -> Iterator[Namespace]:
+    """A pid, a namespace's name or path, or a container's id or name where a runtime is present. Raises HostError.
+
+    Or an open descriptor of a namespace: it comes from where no path leads.
+    """
+    if isinstance(target, int):
+        _check(target, "the container")
+        yield Namespace(target, str(os.fstat(target).st_ino))
+        return
     path, identity = _resolve(target)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise HostError(f"unable to open the network namespace of {target!r}: {error.strerror}") from error
     try:
-        _check(descriptor, target)
+        _check(descriptor, repr(target))
         yield Namespace(descriptor, identity)
     finally:
         os.close(descriptor)
@@ -91,9 +98,9 @@ def _check(descriptor: int, target: str) -> None:
             # Process 1 is not always ours to look at; our own namespace is.
             continue
         if ours.st_dev != theirs.st_dev:
-            raise HostError(f"{target!r} is no network namespace")
+            raise HostError(f"{target} is no network namespace")
         if ours.st_ino == theirs.st_ino:
-            raise HostError(f"{target!r} runs in the host's own network namespace; attaching to it is refused")
+            raise HostError(f"{target} runs in the host's own network namespace; attaching to it is refused")
 
 
 def _recorded_pid(container: str, run: Path) -> int | None:

@@ -1,15 +1,21 @@
-"""Whether a range of addresses is in use here already: routes of this host that it would overlap.
+"""Routes: whether a range of addresses is in use here already, and those that a container is given.
 
-Source: CLI spec §2 (the range check of `launch`).
+Source: CLI spec §2 (the range check of `launch`); Kubernetes and CNI spec §1.5.
 """
 
-from ipaddress import IPv4Interface, IPv4Network
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from host.links import by_name
 
 _AF_INET = 2
+_SCOPE_LINK = 253
+_PROTO_BOOT = 3
 _MAIN_TABLE = 254
 
 
@@ -36,3 +42,34 @@ def _routes(bridge: str) -> list[IPv4Network]:
             for route in ip.get_routes(family=_AF_INET, table=_MAIN_TABLE)
             if route.get_attr("RTA_DST") and route.get_attr("RTA_OIF") != own
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a network is reached: by a gateway, or without one on the link itself."""
+
+    destination: IPv4Network
+    gateway: IPv4Address | None = None
+
+
+def add_routes(ip: IPRoute, index: int, routes: Sequence[Route]) -> None:
+    """Through an interface, in this order; where one leads there already, that one stays. Raises NetlinkError."""
+    for route in routes:
+        hop = {"scope": _SCOPE_LINK} if route.gateway is None else {"gateway": str(route.gateway)}
+        try:
+            ip.route("add", dst=str(route.destination), oif=index, proto=_PROTO_BOOT, **hop)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+
+
+def routes_by(ip: IPRoute, index: int) -> set[Route]:
+    """The IPv4 routes that lead through an interface."""
+    found = set()
+    for route in ip.get_routes(family=_AF_INET, table=_MAIN_TABLE):
+        if route.get_attr("RTA_OIF") != index:
+            continue
+        gateway = route.get_attr("RTA_GATEWAY")
+        network = IPv4Network(f"{route.get_attr('RTA_DST') or '0.0.0.0'}/{route['dst_len']}")
+        found.add(Route(network, None if gateway is None else IPv4Address(gateway)))
+    return found

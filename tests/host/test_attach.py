@@ -4,7 +4,8 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from ipaddress import ip_interface
+from ipaddress import IPv4Address, IPv4Network, ip_interface
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from host.containers import containers
 from host.errors import HostError
 from host.links import ports
 from host.reset import reset
+from host.routes import Route
 from nft import readback
 from nft.ruleset import Hook, Transaction
 from tests.host.views import addresses, links, port_flags, ruleset, setting
@@ -73,6 +75,29 @@ def test_what_a_container_gets(pair: Pair) -> None:
         assert setting(pair.container, path) == value
     assert setting(pair.host, f"ipv6/conf/{made.host_interface}/accept_ra") == "0"
     assert setting(pair.container, "ipv6/conf/lo/accept_ra") != "0"
+
+
+def test_by_descriptor_with_routes_and_an_alias(pair: Pair) -> None:
+    routes = [
+        Route(IPv4Network("192.0.2.1/32")),
+        Route(IPv4Network("0.0.0.0/0"), IPv4Address("192.0.2.1")),
+        Route(IPv4Network("10.99.0.0/24"), IPv4Address("10.32.0.1")),
+    ]
+    with Path(f"/run/netns/{pair.container}").open("rb") as held:
+        descriptor = held.fileno()
+        for _ in range(2):
+            made = within(
+                pair.host,
+                lambda: attach(descriptor, [ONE], interface="eth0", alias="a pod", routes=routes, identity="p"),
+            )
+        assert (made.created, made.mtu) == (False, MTU)
+        assert "alias a pod" in run("ip", "-n", pair.host, "link", "show", made.host_interface)
+        found = run("ip", "-n", pair.container, "route")
+        assert "default via 192.0.2.1 dev eth0" in found
+        assert "192.0.2.1 dev eth0 scope link" in found
+        assert "10.99.0.0/24 via 10.32.0.1 dev eth0" in found
+        assert within(pair.host, lambda: detach(descriptor, interface="eth0")) == (str(ONE),)
+    assert pair.is_clean()
 
 
 def test_attach_twice_changes_nothing(pair: Pair) -> None:
