@@ -22,7 +22,7 @@ ffibuilder.set_source(
     sources=sorted(str(path) for path in _CORE.glob("*.c")),
     depends=sorted(str(path) for path in _CORE.glob("*.h")),
     include_dirs=[str(_CORE)],
-    libraries=["sodium"],
+    libraries=["sodium", "dl"],
     extra_compile_args=_FLAGS + _sanitize,
     extra_link_args=["-pthread", *_sanitize],
     optional=True,

@@ -10,9 +10,7 @@
 
 #define ZEROS 32
 
-static uint32_t rounded(uint32_t size) { return (size + ROUND - 1) / ROUND * ROUND; }
-
-void box_seal(const uint8_t key[32], uint64_t sequence, uint8_t *datagram, uint32_t size)
+void box_seal(mac *m, const uint8_t key[32], uint64_t sequence, uint8_t *datagram, uint32_t size)
 {
     uint8_t *message = datagram + SEALED_HEAD, *zeros = message - ZEROS;
     uint8_t name[NAME_SIZE], nonce[8], once[ZEROS], before[2] = {zeros[0], zeros[1]};
@@ -21,26 +19,26 @@ void box_seal(const uint8_t key[32], uint64_t sequence, uint8_t *datagram, uint3
     for (int place = 0; place < 8; place++)
         nonce[place] = (uint8_t)(sequence >> (56 - 8 * place));
     memset(zeros, 0, ZEROS);
-    crypto_stream_salsa20_xor(zeros, zeros, rounded(ZEROS + length), nonce, key);
+    stream_xor(zeros, zeros, ZEROS + length, nonce, key);
     memcpy(once, zeros, ZEROS);
-    crypto_onetimeauth_poly1305(datagram + NAME_SIZE + 8, message, length, once);
+    mac_tag(m, datagram + NAME_SIZE + 8, message, length, once);
     sodium_memzero(once, sizeof once);
     memcpy(datagram + NAME_SIZE, nonce, sizeof nonce);
     memcpy(datagram, name, NAME_SIZE);
     zeros[0] = before[0], zeros[1] = before[1];
 }
 
-bool box_open(const uint8_t key[32], uint8_t *datagram, uint32_t size, uint8_t *plain)
+bool box_open(mac *m, const uint8_t key[32], uint8_t *datagram, uint32_t size, uint8_t *plain)
 {
     uint8_t *message = datagram + SEALED_HEAD, *zeros = message - ZEROS, *opened = plain - ZEROS;
-    uint8_t nonce[8], tag[TAG_SIZE], before[2] = {zeros[0], zeros[1]};
+    uint8_t nonce[8], tag[TAG_SIZE], right[TAG_SIZE], before[2] = {zeros[0], zeros[1]};
     uint32_t length = size - SEALED_HEAD;
     memcpy(nonce, datagram + NAME_SIZE, sizeof nonce);
     memcpy(tag, datagram + NAME_SIZE + 8, sizeof tag);
     memset(zeros, 0, ZEROS);
-    crypto_stream_salsa20_xor(opened, zeros, rounded(ZEROS + length), nonce, key);
+    stream_xor(opened, zeros, ZEROS + length, nonce, key);
     zeros[0] = before[0], zeros[1] = before[1];
-    int bad = crypto_onetimeauth_poly1305_verify(tag, message, length, opened);
+    mac_tag(m, right, message, length, opened);
     sodium_memzero(opened, ZEROS);
-    return bad == 0;
+    return crypto_verify_16(tag, right) == 0;
 }

@@ -29,8 +29,8 @@
 #define UNKNOWN_MTU 65535
 #define DF_BIT (UINT64_C(1) << 63)
 /* The cipher works on whole blocks of this many octets, so it reads and writes that far behind a message. */
-#define ROUND 256
-#define SLACK (2 * ROUND)
+#define ROUND 512
+#define SLACK ROUND
 /* Room before the first datagram of a buffer, which the cipher's 32 octets of zeros reach into. */
 #define LEAD 64
 #define MAX_SEGMENTS 64
@@ -115,6 +115,21 @@ bool ring_make(ring *, uint32_t size);
 record *ring_record(ring *, uint32_t kind, uint32_t length);
 void ring_push(ring *);
 
+/* --- stream.c, mac.c, box.c --- */
+
+/* Works on whole ROUNDs; the buffers are the same, or apart. */
+void stream_xor(uint8_t *to, const uint8_t *from, uint32_t size, const uint8_t nonce[8], const uint8_t key[32]);
+
+typedef struct mac mac;
+
+mac *mac_make(void);
+void mac_free(mac *);
+void mac_tag(mac *, uint8_t tag[TAG_SIZE], const uint8_t *message, uint32_t size, const uint8_t once[32]);
+
+void box_seal(mac *, const uint8_t key[32], uint64_t sequence, uint8_t *datagram, uint32_t size);
+/* Plaintext to `plain` (with SLACK behind it); the datagram has LEAD before it and SLACK behind it. */
+bool box_open(mac *, const uint8_t key[32], uint8_t *datagram, uint32_t size, uint8_t *plain);
+
 /* --- out.c --- */
 
 /* Datagrams of one session and one send path: finished ones one behind another, and the one being filled. */
@@ -129,6 +144,7 @@ typedef struct {
 typedef struct {
     core *core;
     ring *events;
+    mac *mac;
     int index;
     uint32_t used, victim;
     lane lanes[LANES];
@@ -142,12 +158,6 @@ void out_flush(outbox *);
 void out_forget(outbox *, session *);
 /* How a frame whose first octets are `head` goes out: 1 with DF, 0 without, -1: Python decides. */
 int out_path(const session *, const uint8_t *head, uint32_t head_size, uint32_t size);
-
-/* --- box.c --- */
-
-void box_seal(const uint8_t key[32], uint64_t sequence, uint8_t *datagram, uint32_t size);
-/* Plaintext to `plain` (with SLACK behind it); the datagram has LEAD before it and SLACK behind it. */
-bool box_open(const uint8_t key[32], uint8_t *datagram, uint32_t size, uint8_t *plain);
 
 /* --- segment.c --- */
 

@@ -22,6 +22,8 @@ bool out_make(outbox *out, core *c, int index, ring *events)
     out->core = c;
     out->index = index;
     out->events = events;
+    if ((out->mac = mac_make()) == NULL)
+        return false;
     for (int place = 0; place < LANES; place++)
         if ((out->lanes[place].buffer = malloc(LANE_BYTES)) == NULL)
             return false;
@@ -30,6 +32,7 @@ bool out_make(outbox *out, core *c, int index, ring *events)
 
 void out_free(outbox *out)
 {
+    mac_free(out->mac);
     for (int place = 0; place < LANES; place++)
         free(out->lanes[place].buffer);
 }
@@ -213,12 +216,12 @@ static bool lane_send(outbox *out, lane *l)
 }
 
 /* Seal the datagram being filled. */
-static void finish(lane *l)
+static void finish(outbox *out, lane *l)
 {
     session *s = l->to;
     if (s->sealed) {
         uint64_t sequence = __atomic_fetch_add(&s->next[l->df], 1, __ATOMIC_RELAXED);
-        box_seal(s->key_out, sequence | (l->df ? DF_BIT : 0), first(l) + l->start, l->end - l->start);
+        box_seal(out->mac, s->key_out, sequence | (l->df ? DF_BIT : 0), first(l) + l->start, l->end - l->start);
     }
     count(s->counts, FRAMES_OUT, l->frames);
     l->sizes[l->count++] = l->end - l->start;
@@ -229,7 +232,7 @@ static void finish(lane *l)
 static void lane_flush(outbox *out, lane *l)
 {
     if (l->frames)
-        finish(l);
+        finish(out, l);
     if (l->count)
         lane_send(out, l);
 }
@@ -265,11 +268,11 @@ uint8_t *out_frame(outbox *out, session *s, uint64_t source, uint64_t destinatio
     }
     lane *l = lane_for(out, s, df);
     if (l->frames && (l->end - l->start + room > s->max_payload || l->frames >= MAX_FRAMES))
-        finish(l);
+        finish(out, l);
     if (l->frames == 0 && (l->count == MAX_SEGMENTS || l->end + s->head + room > MAX_PAYLOAD))
         lane_send(out, l);
     if (l->end + room > MAX_PAYLOAD) {
-        finish(l);
+        finish(out, l);
         lane_send(out, l);
     }
     uint8_t *at = first(l) + l->end;
@@ -328,7 +331,7 @@ void session_send_alone(
     if (to) {
         memcpy(to, frame, size);
         lane *l = lane_for(out, s, df);
-        finish(l);
+        finish(out, l);
         if (lane_send(out, l) && __atomic_exchange_n(&s->trouble, 0, __ATOMIC_RELAXED))
             event(out, s, TROUBLE, 0);
     }

@@ -215,7 +215,7 @@ static void datagram(rx *r, const struct sockaddr_storage *from, uint8_t *data, 
     }
     uint8_t *body = r->plain + r->plain_used + LEAD;
     uint64_t sequence = (uint64_t)get32(data + NAME_SIZE) << 32 | get32(data + NAME_SIZE + 4);
-    if (!box_open(s->key_in, data, size, body)) {
+    if (!box_open(r->out.mac, s->key_in, data, size, body)) {
         bad(r, s, from, NOT_OPENED, 0, 0);
         return;
     }
