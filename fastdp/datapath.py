@@ -12,11 +12,12 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from fastdp.kernel import Kernel, KernelError
 from fastdp.link import FastLink
-from fastdp.maps import MAX_HOPS, NO_SHORT, UPCALL, Kind, Reason, Route, host, unpack_address, unpack_upcall
+from fastdp.maps import MAX_HOPS, NO_SHORT, UPCALL, Kind, Reason, Route, Traffic, host, unpack_address, unpack_upcall
 from fastdp.table import KernelTable
 from fastdp.wire import DEFAULT_MTU, ends, heartbeat, packet
 from mesh.names import PeerName, peer_label
@@ -52,6 +53,7 @@ class FastForwarder:
         self._beat_frame = heartbeat(params.connection_uid, path.mtu)
         self.link = FastLink(self, params.connection_uid, path.mtu, ours=is_ours(params), port=port, v6=self._v6)
         self.counts: Counter[str] = Counter()
+        self._before = Traffic()
         self._socket = _connected(params.local_address[0], params.remote_address[0], port)
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -61,7 +63,8 @@ class FastForwarder:
     def confirm(self) -> None:
         if self._stopped or self.link.confirmed:
             return
-        self._path.register(self)
+        self.route = replace(self.route, link=self._path.register(self))
+        self._before = self._path.kernel.traffic(self.route.link)
         self.link.confirm(self._path.now())
         self._rearm()
 
@@ -90,6 +93,7 @@ class FastForwarder:
             self.counts["no-short-id"] += 1
         elif self._send(packet(origin, target, frame)) is None:
             self.counts["frames-out"] += 1
+            self.counts["bytes-out"] += len(frame)
         else:
             self.counts["over-path-mtu"] += 1
 
@@ -99,6 +103,11 @@ class FastForwarder:
     @property
     def reason(self) -> str:
         return self.link.trouble
+
+    def traffic(self) -> Counter[str]:
+        """Frames and their bytes since the link began, and what went wrong. Links to one address count together."""
+        carried = self._path.kernel.traffic(self.route.link).since(self._before)
+        return self.counts + Counter({name.replace("_", "-"): number for name, number in asdict(carried).items()})
 
     # --- the link's effects ---
 
@@ -274,9 +283,10 @@ class FastDataPath:
         """For status: all confirmed links."""
         return list(self._links.values())
 
-    def register(self, forwarder: FastForwarder) -> None:
+    def register(self, forwarder: FastForwarder) -> int:
+        """A link begins; the number of its counters in the kernel."""
         self._links[forwarder.peer] = forwarder
-        self.table.admit(forwarder.route.hop)
+        return self.table.admit(forwarder.route.hop)
 
     def unregister(self, forwarder: FastForwarder) -> None:
         if self._links.get(forwarder.peer) is forwarder:

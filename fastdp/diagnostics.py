@@ -43,7 +43,7 @@ def _link(path: FastDataPath, link: FastForwarder) -> dict[str, Any]:
         "PathMTU": link.link.path_mtu or 0,
         "Needs": link.link.needs,
         "Changes": link.link.changes,
-        "Counts": dict(sorted(link.counts.items())),
+        "Counts": dict(sorted(link.traffic().items())),
     }
 
 

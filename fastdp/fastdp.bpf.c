@@ -26,6 +26,7 @@ static long (*store_bytes)(void *, __u32, const void *, __u32, __u64) = (void *)
 static long (*load_bytes)(const void *, __u32, void *, __u32) = (void *)BPF_FUNC_skb_load_bytes;
 
 #define MAX_HOPS 256
+#define MAX_LINKS 512
 #define SECOND 1000000000ULL
 #define REFLECTION_GUARD (SECOND / 2)
 #define SHORT_MASK 0xfff
@@ -49,22 +50,26 @@ struct config { __u32 ourself, former, sleeve, ctl, port, spare[3]; };
 // A host's address as it is in a bpf_tunnel_key: IPv6, or an IPv4 number and zeros.
 struct host { __u32 word[4]; };
 // How a peer is reached: addresses of the next hop and of ours for it, the VXLAN device, and what carries frames;
-// `flags` are those of bpf_skb_set_tunnel_key.
-struct peer { struct host hop, local; __u32 device, flags; __u8 kind, spare[3]; };
+// `flags` are those of bpf_skb_set_tunnel_key; `link` is where traffic with the next hop is counted.
+struct peer { struct host hop, local; __u32 device, flags; __u8 kind, spare; __u16 link; };
 // Next hops of the floods of one source; `sleeve`: others are not carried here.
 struct tree { __u16 count, sleeve; __u16 hops[MAX_HOPS]; };
 struct address { __u64 seen; __u16 peer; __u16 spare[3]; };
 struct learned { __u8 mac[6]; __u16 peer; };
+// Frames as they are on the wire, and bytes as we see them: of segments that are not cut yet, headers count once.
+struct traffic { __u64 frames_out, bytes_out, frames_in, bytes_in; };
 struct header { __u8 reason, spare[3]; __u32 vni; struct host remote; };
 
 struct map SECTION("maps") config = { BPF_MAP_TYPE_ARRAY, 4, sizeof(struct config), 1, 0 };
 struct map SECTION("maps") peers = { BPF_MAP_TYPE_ARRAY, 4, sizeof(struct peer), 4096, 0 };
 struct map SECTION("maps") trees = { BPF_MAP_TYPE_HASH, 4, sizeof(struct tree), 4096, BPF_F_NO_PREALLOC };
+// Who may send to us, and where traffic with it is counted.
 struct map SECTION("maps") sources = { BPF_MAP_TYPE_HASH, sizeof(struct host), 4, 8192, BPF_F_NO_PREALLOC };
 struct map SECTION("maps") remotes = { BPF_MAP_TYPE_LRU_HASH, 8, sizeof(struct address), 65536, 0 };
 struct map SECTION("maps") locals = { BPF_MAP_TYPE_HASH, 8, sizeof(struct address), 16384, BPF_F_NO_PREALLOC };
 struct map SECTION("maps") events = { BPF_MAP_TYPE_QUEUE, 0, sizeof(struct learned), 4096, 0 };
 struct map SECTION("maps") counts = { BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8, 32, 0 };
+struct map SECTION("maps") traffic = { BPF_MAP_TYPE_PERCPU_ARRAY, 4, MAX_LINKS * sizeof(struct traffic), 1, 0 };
 
 char licence[] SECTION("license") = "Dual MIT/GPL";
 
@@ -73,6 +78,35 @@ INLINE void note(__u32 what)
     __u64 *number = map_lookup(&counts, &what);
     if (number)
         (*number)++;
+}
+
+// Segments that the kernel has not cut yet count as what they will be.
+INLINE __u32 frames(const struct __sk_buff *skb)
+{
+    return skb->gso_segs ? skb->gso_segs : 1;
+}
+
+// Counters by link: one value for all, so that a flood looks them up once.
+INLINE struct traffic *links(void)
+{
+    __u32 zero = 0;
+    return map_lookup(&traffic, &zero);
+}
+
+INLINE void sent(struct traffic *all, __u32 link, __u32 number, __u32 bytes)
+{
+    struct traffic *one = &all[link % MAX_LINKS];
+    one->frames_out += number;
+    one->bytes_out += bytes;
+}
+
+INLINE void arrived(const struct __sk_buff *skb, __u32 link)
+{
+    struct traffic *all = links();
+    if (all) {
+        all[link % MAX_LINKS].frames_in += frames(skb);
+        all[link % MAX_LINKS].bytes_in += skb->len;
+    }
 }
 
 INLINE int drop(__u32 why)
@@ -125,10 +159,23 @@ INLINE long aim(struct __sk_buff *skb, const struct peer *next, __u32 vni)
     return failed;
 }
 
+// The same for a frame that leaves by one link only.
+INLINE long send(struct __sk_buff *skb, const struct peer *next, __u32 vni)
+{
+    struct traffic *all = links();
+    if (all)
+        sent(all, next->link, frames(skb), skb->len);
+    return aim(skb, next, vni);
+}
+
 // Copies to all next hops that we carry frames to; whether there are others. Counted once, however many they are.
 INLINE int flood(struct __sk_buff *skb, const struct tree *tree, __u32 source, __u32 what)
 {
+    struct traffic *all = links();
+    __u32 number = frames(skb), bytes = skb->len;
     note(what);
+    if (!all)
+        return 1;
     // The verifier walks through every round of this: no branch may leave a trace behind it.
     for (int i = 0; i < MAX_HOPS; i++) {
         if (i >= tree->count)
@@ -137,6 +184,7 @@ INLINE int flood(struct __sk_buff *skb, const struct tree *tree, __u32 source, _
         struct peer *next = map_lookup(&peers, &hop);
         if (!next || next->kind != FAST)
             continue;
+        sent(all, next->link, number, bytes);
         if (!aim(skb, next, source | hop << 12))
             clone_redirect(skb, next->device, 0);
     }
@@ -235,7 +283,7 @@ SECTION("egress") int frame_out(struct __sk_buff *skb)
             }
             if (next->kind != FAST)
                 return drop(NO_ROUTE);
-            if (aim(skb, next, ourself | peer << 12))
+            if (send(skb, next, ourself | peer << 12))
                 return drop(NO_KEY);
             note(OUT_UNICAST);
             return next->device == skb->ifindex ? TC_ACT_OK : redirect(next->device, 0);
@@ -266,13 +314,15 @@ SECTION("ingress") int frame_in(struct __sk_buff *skb)
         return TC_ACT_OK;  // The bridge's copy of a flood, made below.
     __u32 vni = key.tunnel_id & 0xffffff;
     __u32 from = vni & SHORT_MASK, to = vni >> 12;
-    if (!map_lookup(&sources, &remote))
+    __u32 *link = map_lookup(&sources, &remote);
+    if (!link)
         return drop(BAD_SOURCE);
     if (load_bytes(skb, 0, ethernet, sizeof(ethernet)))
         return drop(MALFORMED);
     __u64 target = mac(ethernet), source = mac(ethernet + 6);
     if (!target && !source)
         return ask(skb, ours, HEARTBEAT, vni, &remote);
+    arrived(skb, *link);
     if (from == ours->ourself || from == ours->former)
         return drop(FROM_OURSELF);
     struct peer *sender = map_lookup(&peers, &from);
@@ -286,7 +336,7 @@ SECTION("ingress") int frame_in(struct __sk_buff *skb)
             return ask(skb, ours, RELAY, vni, &remote);
         if (same(&next->hop, &remote))
             return drop(HAIRPIN);
-        if (aim(skb, next, vni))
+        if (send(skb, next, vni))
             return drop(NO_KEY);
         note(RELAYED);
         return redirect(next->device, 0);

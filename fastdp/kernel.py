@@ -17,7 +17,7 @@ from bpf import tc
 from bpf.elf import ObjectError, parse
 from bpf.loader import load, maps_of
 from bpf.syscall import BpfError, Map
-from fastdp.maps import COUNT, COUNTS, KEY, Config, unpack_learned
+from fastdp.maps import COUNT, COUNTS, KEY, Config, Traffic, unpack_learned
 
 _OBJECT = "fastdp.bpf.o"
 
@@ -77,6 +77,10 @@ class Kernel:
             values = self.maps["counts"].get(KEY.pack(number)) or b""
             found[name] = sum(value for (value,) in COUNT.iter_unpack(values))
         return found
+
+    def traffic(self, link: int) -> Traffic:
+        """What went over a link, given by the number of its counters, since these were made."""
+        return Traffic.unpack(self.maps["traffic"].get(KEY.pack(0)) or b"", link)
 
     def learned(self) -> Iterator[tuple[bytes, int]]:
         """Addresses that were met since this was last asked, and the short id of the peer they are behind."""

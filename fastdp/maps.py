@@ -11,16 +11,19 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 NO_SHORT = 0xFFFF
 MAX_HOPS = 256
+# Links whose traffic is counted apart; that of all others is counted as of link 0.
+MAX_LINKS = 512
 KEY = struct.Struct("=I")
 COUNT = struct.Struct("=Q")
 _CONFIG = struct.Struct("=5I12x")
-_PEER = struct.Struct("=16s16sIIB3x")
+_PEER = struct.Struct("=16s16sIIBxH")
 _HOST_V4 = struct.Struct("=I12x")
 # <linux/bpf.h>: BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_F_DONT_FRAGMENT.
 _IPV6, _NO_CHECKSUM, _NO_FRAGMENTS = 1, 2, 4
 _TREE = struct.Struct("=HH")
 _ADDRESS = struct.Struct("=QH6x")
 _LEARNED = struct.Struct("=6sH")
+_TRAFFIC = struct.Struct("=4Q")
 _UPCALL = struct.Struct(">B3xI16s")
 UPCALL = _UPCALL.size
 TREE_SIZE = _TREE.size + 2 * MAX_HOPS
@@ -74,21 +77,22 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How a peer is reached: addresses of the next hop and of ours, the VXLAN device's index."""
+    """How a peer is reached: addresses of the next hop and of ours, the VXLAN device's index, its link's counters."""
 
     kind: Kind
     hop: bytes = bytes(16)
     local: bytes = bytes(16)
     device: int = 0
+    link: int = 0
 
     def pack(self) -> bytes:
         flags = _NO_FRAGMENTS | (_NO_CHECKSUM if _is_v4(self.hop) else _IPV6)
-        return _PEER.pack(self.hop, self.local, self.device, flags, self.kind)
+        return _PEER.pack(self.hop, self.local, self.device, flags, self.kind, self.link)
 
     @classmethod
     def unpack(cls, value: bytes) -> "Route":
-        hop, local, device, _, kind = _PEER.unpack(value)
-        return cls(Kind(kind), hop, local, device)
+        hop, local, device, _, kind, link = _PEER.unpack(value)
+        return cls(Kind(kind), hop, local, device, link)
 
 
 NO_ROUTE = Route(Kind.NONE)
@@ -109,6 +113,30 @@ class Tree:
     def unpack(cls, value: bytes) -> "Tree":
         count, sleeve = _TREE.unpack_from(value)
         return cls(struct.unpack_from(f"={count}H", value, _TREE.size), bool(sleeve))
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Frames and bytes that went over a link each way."""
+
+    frames_out: int = 0
+    bytes_out: int = 0
+    frames_in: int = 0
+    bytes_in: int = 0
+
+    @classmethod
+    def unpack(cls, values: bytes, link: int) -> "Traffic":
+        """The sum of what all CPUs counted for a link; `values` holds every CPU's counters of all links."""
+        every = range(link * _TRAFFIC.size, len(values), MAX_LINKS * _TRAFFIC.size)
+        return cls(*map(sum, zip(*(_TRAFFIC.unpack_from(values, at) for at in every), strict=True)))
+
+    def since(self, before: "Traffic") -> "Traffic":
+        return Traffic(
+            self.frames_out - before.frames_out,
+            self.bytes_out - before.bytes_out,
+            self.frames_in - before.frames_in,
+            self.bytes_in - before.bytes_in,
+        )
 
 
 def mac_key(mac: bytes) -> bytes:

@@ -11,6 +11,7 @@ from typing import Protocol
 from fastdp.maps import (
     KEY,
     MAX_HOPS,
+    MAX_LINKS,
     NO_ROUTE,
     NO_SHORT,
     Config,
@@ -63,7 +64,9 @@ class KernelTable:
         self._short: dict[PeerName, int] = {}
         self.owners: dict[int, PeerName] = {}
         self._behind: dict[bytes, PeerName] = {}
+        # How many links there are to an address, and where their traffic is counted.
         self._sources: dict[bytes, int] = {}
+        self._counters: dict[bytes, int] = {}
         # Addresses of next hops that are still served, and until when.
         self._held: dict[bytes, float] = {}
         self._forgotten: dict[bytes, None] = {}
@@ -87,6 +90,8 @@ class KernelTable:
         found = self._maps["sources"].all_keys()
         self._sources = dict.fromkeys(found, 0)
         for address in found:
+            number = KEY.unpack(self._maps["sources"].get(address) or KEY.pack(0))[0]
+            self._counters[address] = number
             self._hold(address)
 
     def short(self, name: PeerName) -> int | None:
@@ -102,12 +107,15 @@ class KernelTable:
 
     # --- who may send to us ---
 
-    def admit(self, address: bytes) -> None:
-        """Take packets from this host."""
+    def admit(self, address: bytes) -> int:
+        """Take packets from this host; the number of the counters of its traffic."""
         number = self._sources.get(address)
         self._sources[address] = (number or 0) + 1
         if number is None:
-            self._maps["sources"].set(address, KEY.pack(1))
+            taken = set(self._counters.values())
+            self._counters[address] = next((free for free in range(1, MAX_LINKS) if free not in taken), 0)
+            self._maps["sources"].set(address, KEY.pack(self._counters[address]))
+        return self._counters[address]
 
     def leave(self, address: bytes) -> None:
         """A link to this address has ended; its packets are taken for a while still."""
@@ -125,7 +133,7 @@ class KernelTable:
         for address in over:
             del self._held[address]
             if not self._sources[address]:
-                del self._sources[address]
+                del self._sources[address], self._counters[address]
                 self._maps["sources"].delete(address)
         if over:
             self._sweep()

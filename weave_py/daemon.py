@@ -308,7 +308,7 @@ class Daemon:
         status = parts.service.status()
         fields = router_report.fields(parts.service, parts.frames, parts.sleeve, parts.fast)
         document = report.build(status, fields, __version__)
-        router_report.add_counters(document["Router"]["Connections"], status, parts.sleeve)
+        router_report.add_counters(document["Router"]["Connections"], status, parts.sleeve, parts.fast)
         more = {"Exposure": self._exposure.report(), "Agreement": parts.agreement.document(), "State": self._state()}
         return {**document, **parts.services.report(), **more}
 

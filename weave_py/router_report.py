@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +55,28 @@ def fields(
     }
 
 
-def add_counters(rows: list[dict[str, Any]] | None, status: MeshStatus, sleeve: SleeveDataPath) -> None:
-    """Give each live connection's row its traffic: frames' bytes and datagrams, and bytes of the control connection."""
-    counts = {link.peer: link.counts for link in sleeve.links()}
+def add_counters(
+    rows: list[dict[str, Any]] | None, status: MeshStatus, sleeve: SleeveDataPath, fast: FastDataPath | None
+) -> None:
+    """Give each live connection's row its traffic: frames, by whichever path, and bytes of the control connection."""
+    counts = {link.peer: Counter(link.counts) for link in sleeve.links()}
+    for link in () if fast is None else fast.links():
+        kernel = link.traffic()
+        # Here every packet of the underlay carries one frame.
+        kernel["datagrams-in"], kernel["datagrams-out"] = kernel["frames-in"], kernel["frames-out"]
+        counts[link.peer] = counts.get(link.peer, Counter()) + kernel
     for row, connection in zip(rows or (), status.connections, strict=True):
         if connection.peer is None:
             continue
-        data = counts.get(connection.peer, {})
+        data = counts.get(connection.peer, Counter())
         row["Counters"] = {
             "Peer": format_peer_name(connection.peer),
-            "BytesIn": data.get("bytes-in", 0),
-            "BytesOut": data.get("bytes-out", 0),
-            "PacketsIn": data.get("datagrams-in", 0),
-            "PacketsOut": data.get("datagrams-out", 0),
-            "FramesIn": data.get("frames-in", 0),
-            "FramesOut": data.get("frames-out", 0),
+            "BytesIn": data["bytes-in"],
+            "BytesOut": data["bytes-out"],
+            "PacketsIn": data["datagrams-in"],
+            "PacketsOut": data["datagrams-out"],
+            "FramesIn": data["frames-in"],
+            "FramesOut": data["frames-out"],
             "ControlBytesIn": connection.bytes_in,
             "ControlBytesOut": connection.bytes_out,
         }

@@ -75,10 +75,27 @@ def test_mesh() -> None:
         metrics = made.routers[1].get("/metrics")
         assert 'weave_fastdp_events_total{event="out-unicast"}' in metrics
         assert 'weave_fastdp_drops_total{reason="bad-source"}' in metrics
+        counted(made, 10_000_000)
         # Sleeve saw nothing but what every port of the bridge sees.
         assert all(
             link["Counts"].get("frames-out", 0) < 30 for link in made.routers[1].report()["Router"]["Sleeve"]["Links"]
         )
+
+
+def counted(made: Cluster, size: int) -> None:
+    """Each connection's counters hold streams of `size` bytes each way and agree with those of the other end."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for router in made.routers.values():
+        report = router.report()["Router"]
+        for row in report["Connections"]:
+            found[report["Name"], row["Counters"]["Peer"]] = row["Counters"]
+    for (one, other), counters in found.items():
+        back = found[other, one]
+        for what in ("Bytes", "Frames", "Packets"):
+            assert counters[f"{what}Out"] == pytest.approx(back[f"{what}In"], rel=0.02), what
+        assert size < counters["BytesOut"] < 3 * size
+        # Frames are counted as they are on the wire, and not as the runs that the kernel handles.
+        assert size / 1376 < counters["FramesOut"] == counters["PacketsOut"] < 5 * size / 1376
 
 
 def test_relay_in_the_kernel() -> None:

@@ -20,6 +20,7 @@ from fastdp.maps import (
     Kind,
     Reason,
     Route,
+    Traffic,
     Tree,
     host,
     host_text,
@@ -92,7 +93,9 @@ class Lab:
         self.kernel.maps[name].set(KEY.pack(key), value)
 
     def route(self, short: int, kind: Kind, hop: str = "0.0.0.0") -> None:
-        self.write("peers", short, Route(kind, host(hop), host("10.99.0.2"), self.kernel.port).pack())
+        # Traffic with a host is counted under its number.
+        route = Route(kind, host(hop), host("10.99.0.2"), self.kernel.port, int(hop.rpartition(".")[2]))
+        self.write("peers", short, route.pack())
 
 
 @pytest.fixture
@@ -123,7 +126,7 @@ def lab() -> Iterator[Lab]:
             KEY.pack(0), Config(OURSELF, OURSELF, kernel.sleeve, kernel.ctl_index, kernel.port).pack()
         )
         for address in ears:
-            kernel.maps["sources"].set(host(address), KEY.pack(1))
+            kernel.maps["sources"].set(host(address), KEY.pack(int(address.rpartition(".")[2])))
         made.route(ONE, Kind.FAST, "10.99.0.1")
         for short in (THREE, FOUR):
             made.route(short, Kind.FAST, "10.99.0.3")
@@ -170,6 +173,16 @@ BROADCAST = b"\xff" * 6 + bytes.fromhex("02aa00000100") + b"\x08\x06" + bytes(46
 
 def unicast(target: str, source: str) -> bytes:
     return bytes.fromhex(target) + bytes.fromhex(source) + b"\x08\x00" + bytes(46)
+
+
+def test_traffic_is_counted_by_link(lab: Lab) -> None:
+    """What came of a host and what went to it, relayed and flooded copies as well, heartbeats not."""
+    lab.send("10.99.0.1", packet(ONE, OURSELF, BROADCAST))
+    lab.send("10.99.0.1", packet(ONE, THREE, unicast("02aa00000300", "02aa00000100")))
+    lab.send("10.99.0.1", packet(ONE, OURSELF, bytes(1000)))
+    assert len(lab.heard()) == 2
+    assert lab.kernel.traffic(1) == Traffic(frames_in=2, bytes_in=120)
+    assert lab.kernel.traffic(3) == Traffic(frames_out=2, bytes_out=120)
 
 
 @pytest.mark.parametrize(

@@ -206,3 +206,15 @@ def test_another_short_id_of_ours(world: World) -> None:
     world.write({})
     config = Config.unpack(world.maps["config"].get(KEY.pack(0)) or b"")
     assert (config.ourself, config.former) == (0x999, SHORTS[US])
+
+
+def test_every_address_has_counters_of_its_own(world: World) -> None:
+    """Two links to one address share them, a link that comes back has the same; the next daemon goes on with them."""
+    one, two = route(ONE).hop, route(TWO).hop
+    first = world.table.admit(one)
+    assert first and world.table.admit(two) not in (0, first) and world.table.admit(one) == first
+    for _ in range(2):
+        world.table.leave(one)
+    assert world.table.admit(one) == first
+    world.table = world.start()
+    assert world.table.admit(two) != first == world.table.admit(one)
