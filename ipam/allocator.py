@@ -22,6 +22,7 @@ from ipam.paxos import Node
 from ipam.ranges import Range, Subnet
 from ipam.reclaim import Reclaim
 from ipam.requests import Requests
+from ipam.returns import Returns
 from ipam.ring import Copy, RingError
 from ipam.seams import Address, Cidr, IpamError, Mesh, Saved, Unavailable
 from ipam.wire import Kind
@@ -60,6 +61,7 @@ class Allocator:
         self.orphans: list[str] = []
         self.absences = Absences()
         self.reclaim = Reclaim(me.name, reclaim)
+        self.returns = Returns(me.name)
         self.ledger = Ledger(me.name, universe, saved, log)
         self.founding = Founding(me, init, mesh, log, lost=lost)
         self.requests = Requests(rng)
@@ -248,6 +250,7 @@ class Allocator:
             self.container_destroyed(ident)
         self.absences.look(self.ledger.ring.owners(), self.is_known, now)
         self._reclaim(now)
+        self._return(now)
         self.ledger.report_free()
         for peer, number in self.ledger.wanted_back():
             self.effects.append(Send(peer, Kind.SPACE_REQUEST, Range(number, number + 1)))
@@ -461,6 +464,15 @@ class Allocator:
                 shown = self.nicknames.text([name])
                 count = self._take_over(name)
                 self._log.warning("Took over %d addresses of %s, out of reach for %d seconds", count, shown, seconds)
+
+    def _return(self, now: float) -> None:
+        """Give an empty piece back to the peer beside it, where nobody here waits for addresses."""
+        if self.shutting_down or self.allocates:
+            return
+        due = self.returns.due(self.ledger.ring, self.ledger.space, self.is_known, now)
+        if due is not None:
+            self.ledger.grant(*due)
+            self.effects.append(Broadcast())
 
     def shut_down(self, order: Order) -> None:
         """Hand over what is ours and do nothing more until the next start."""

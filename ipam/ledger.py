@@ -180,9 +180,13 @@ class Ledger:
             given = self.space.spare(hosts, beside)
         if given is None:
             return False
+        self.grant(given, peer)
+        return True
+
+    def grant(self, given: Range, peer: PeerName) -> None:
+        """Make a free range of ours a peer's."""
         self.space.donate(given)
         self.ring = self.ring.granted(given, peer, self._ourself)
-        return True
 
     def transfer(self, source: PeerName, heir: PeerName) -> int:
         """Everything that is one peer's becomes another's; how many addresses that is. What it said is forgotten."""
