@@ -12,13 +12,14 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from host.errors import HostError
-from host.links import by_name
+from host.links import by_name, links
 from host.sysctl import tune_neighbours
 
 MAX_TAP_MTU = 65521
 MIN_MTU = 576
 DATAPATH = "datapath"
-_OLD_PAIR = "vethwe-bridge"
+# What 2.8 put on the bridge, or beside it, to carry frames: one end of its pair, and what it raises the MTU with.
+_OLD_PAIR, _OLD_SPACER = "vethwe-bridge", "vethwedu"
 _JOINT = ("vethwebl", "vethwebg")
 _NAME_SIZE = 15
 
@@ -71,7 +72,7 @@ def ensure_bridge(name: str, mac: str, mtu: int) -> None:
         )
     try:
         with IPRoute() as ip:
-            _remove_old_pair(ip)
+            _unplug_old(ip)
             if by_name(ip, name) is None:
                 ip.link("add", ifname=name, kind="bridge")
             index = ip.link_lookup(ifname=name)[0]
@@ -94,11 +95,17 @@ def _fix_mtu(ip: IPRoute, index: int, mtu: int) -> None:
     ip.link("set", index=index, mtu=mtu)
 
 
-def _remove_old_pair(ip: IPRoute) -> None:
-    """A 2.8 router's pair to its capture or its datapath: with it and our port every frame would be seen twice."""
-    link = by_name(ip, _OLD_PAIR)
-    if link is not None:
-        ip.link("del", index=link.index)
+def _unplug_old(ip: IPRoute) -> None:
+    """A 2.8 router's pair to its capture or its datapath: with it and our port every frame would be seen twice.
+
+    The datapath stays, empty: without it 2.8 would refuse the bridge, should it come back. Its VXLAN ports hold the
+    UDP ports that we need.
+    """
+    datapath = by_name(ip, DATAPATH)
+    for link in links(ip):
+        vxlan = link.kind == "vxlan" and datapath is not None and link.master == datapath.index
+        if vxlan or link.name in (_OLD_PAIR, _OLD_SPACER):
+            ip.link("del", index=link.index)
 
 
 def bridge_mtu(bridge: str) -> int:

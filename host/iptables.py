@@ -21,19 +21,37 @@ _CONTROL_PORT = "Block non-local access to Weave Net control port"
 _DOCKER_PORTS = (53, 6783, 6784)
 _DOCKER_WORDS = tuple(map(str, _DOCKER_PORTS))
 _OLD = re.compile(r"WEAVE(-.*)?")
+# What leaves marked by 2.8 and not encrypted is dropped.
+_UNENCRYPTED = ["-A", "OUTPUT", "!", "-p", "esp", "-m", "policy", "--dir", "out", "--pol", "none", "-m", "mark"]
+_UNENCRYPTED += ["--mark", "0x20000/0x20000", "-j", "DROP"]
+_UNENCRYPTED_SHAPE = ("meta", "cmp", "match", "meta", "bitwise", "cmp", "counter", "immediate")
+_ENCRYPTION = "WEAVE-IPSEC-IN"
 _OLD_SETS = re.compile(r"weave-.*|weaver-no-masq-local")
+
+
+def old_chains() -> list[str]:
+    """2.8's chains that are there, as `table chain`. Raises HostError, NftError."""
+    found = [f"{table} {chain}" for table in _TABLES for chain in readback.chains(table, Family.IP)]
+    for program, table in _legacy_tables():
+        lines = map(str.split, run_iptables(program, "-w", "5", "-t", table, "-S").splitlines())
+        found += [f"{table} {words[1]}" for words in lines if words[0] == "-N"]
+    return [one for one in found if _OLD.fullmatch(one.partition(" ")[2])]
 
 
 def remove_old(bridge: str) -> list[str]:
     """Remove all of it; what was removed. Raises HostError, NftError."""
     removed = [f"chain ip {table} {chain}" for table in _TABLES for chain in _remove_native(table, bridge)]
+    for program, table in _legacy_tables():
+        removed += [f"chain {table} {chain} (legacy)" for chain in _remove_legacy(program, table, bridge)]
+    return removed + _remove_sets()
+
+
+def _legacy_tables() -> Iterator[tuple[str, str]]:
+    """The legacy tables that are in use, each with the program for them."""
     program = legacy_iptables()
     if program is not None and LEGACY_TABLES.exists():
         there = LEGACY_TABLES.read_text().split()
-        for table in _TABLES:
-            if table in there:
-                removed += [f"chain {table} {chain} (legacy)" for chain in _remove_legacy(program, table, bridge)]
-    return removed + _remove_sets()
+        yield from ((program, table) for table in _TABLES if table in there)
 
 
 def pass_joined(bridge: str) -> None:
@@ -55,7 +73,8 @@ def _remove_native(table: str, bridge: str) -> list[str]:
     chains = readback.chains(table, Family.IP)
     old = [chain for chain in chains if _OLD.fullmatch(chain)]
     rules = [rule for chain in chains if chain not in old for rule in readback.rules(table, chain, Family.IP)]
-    stale = [rule for rule in rules if _is_old(rule, bridge)]
+    encrypted = _ENCRYPTION in old
+    stale = [rule for rule in rules if _is_old(rule, bridge) or (encrypted and _drops_unencrypted(rule))]
     with Transaction(table, Family.IP) as change:
         for rule in stale:
             change.delete_rule(rule.chain, rule.handle)
@@ -64,6 +83,10 @@ def _remove_native(table: str, bridge: str) -> list[str]:
         for chain in old:
             change.delete_chain(chain)
     return old + [f"{rule.chain}, a rule" for rule in stale]
+
+
+def _drops_unencrypted(rule: readback.Rule) -> bool:
+    return (rule.chain, rule.verdict, rule.expressions) == ("OUTPUT", "drop", _UNENCRYPTED_SHAPE)
 
 
 def _is_old(rule: readback.Rule, bridge: str) -> bool:
@@ -109,6 +132,7 @@ def _stale(lines: Sequence[Sequence[str]], old: Sequence[str], bridge: str) -> I
         [*forward, *enters, *log],
         [*forward, *enters, "-j", "DROP"],
         ["-A", "POSTROUTING", *enters, *accept],
+        *([_UNENCRYPTED] if _ENCRYPTION in old else []),
     )
     for words in lines:
         if words[0] == "-A" and words[1] not in old:

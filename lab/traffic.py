@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from lab.net import LabError, inside, run
 
@@ -54,6 +56,44 @@ for size in sys.argv[3].split(','):
     for _ in range(int(sys.argv[4])):
         s.sendto(bytes(int(size)),(sys.argv[1],int(sys.argv[2])));time.sleep(.02)
 """
+_ECHO_SERVER = """
+import socket,sys
+s=socket.socket();s.setsockopt(1,2,1);s.bind(('0.0.0.0',int(sys.argv[1])));s.listen(1);s.settimeout(60)
+print('ready',flush=True);c,_=s.accept();c.settimeout(300)
+while b:=c.recv(4096): c.sendall(b)
+"""
+_ECHO_CLIENT = """
+import signal,socket,sys,time
+c=socket.create_connection((sys.argv[1],int(sys.argv[2])),20);c.settimeout(300);stop=[];n=0;longest=0.
+signal.signal(signal.SIGTERM,lambda *_:stop.append(1));print('ready',flush=True);last=time.monotonic();said=0.
+while not stop:
+    b=b'%08d'%n;c.sendall(b);got=b''
+    while len(got)<8:
+        m=c.recv(8-len(got))
+        if not m: sys.exit('the other end closed')
+        got+=m
+    assert got==b;n+=1;now=time.monotonic();longest=max(longest,now-last);last=now;time.sleep(.05)
+    if now-said>.5: print(n,longest,flush=True);said=now
+print(n,longest,flush=True)
+"""
+
+
+@dataclass(slots=True)
+class Conversation:
+    """How a TCP connection fares: how often something went there and back, and the longest silence, seconds."""
+
+    exchanges: int = 0
+    silence: float = 0.0
+
+    def follow(self, lines: Iterable[str]) -> None:
+        """What the program at one end says, until it ends."""
+        for line in lines:
+            exchanges, silence = line.split()
+            self.exchanges, self.silence = int(exchanges), float(silence)
+
+    def has(self, exchanges: int) -> bool:
+        """Whether so much has gone there and back."""
+        return self.exchanges >= exchanges
 
 
 def _spawn(namespace: str, program: str, *arguments: object) -> "subprocess.Popen[str]":
@@ -104,6 +144,30 @@ def pinging(source: str, address: str) -> Iterator[None]:
     counts = re.search(r"(\d+) packets transmitted, (\d+) received", output)
     if counts is None or int(counts[2]) < int(counts[1]) - 1:
         raise LabError(f"{source} to {address}: {output.strip()}")
+
+
+@contextlib.contextmanager
+def talking(source: str, target: str, address: str) -> Iterator[Conversation]:
+    """One TCP connection all the while, over which something goes there and back twenty times a second.
+
+    Raises LabError where it broke.
+    """
+    server = _server(target, _ECHO_SERVER, _PORT + 1)
+    client = _server(source, _ECHO_CLIENT, address, _PORT + 1)
+    talk = Conversation()
+    assert client.stdout is not None and client.stderr is not None
+    listener = threading.Thread(target=talk.follow, args=(client.stdout,), daemon=True)
+    listener.start()
+    try:
+        yield talk
+        client.send_signal(signal.SIGTERM)
+        if client.wait(60):
+            raise LabError(f"{source} to {address}: {client.stderr.read().strip()}")
+        listener.join()
+    finally:
+        for process in (client, server):
+            process.kill()
+            process.wait()
 
 
 def lookup(source: str, name: str, server: str, *, kind: str = "A") -> list[str]:

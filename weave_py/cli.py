@@ -35,7 +35,7 @@ weave --help | help
       setup
       version
       launch      [--password-file <file>] [--log-file <file>] [--<router flag>=<value> ...] [<peer> ...]
-      stop
+      stop        [--hand-back [--db-prefix <prefix>]]
       reset       [--force] [--db-prefix <prefix>]
       hand-back   [--db-prefix <prefix>] [--schema <n>]
       prime
@@ -207,7 +207,12 @@ def _hand_back(arguments: list[str]) -> int:
 
 
 def _stop(arguments: list[str]) -> int:
-    _no_arguments(arguments)
+    words = list(arguments)
+    if take_flag(words, "--hand-back"):
+        from weave_py.cli_hand_back import stop_and_hand_back
+
+        return stop_and_hand_back(words)
+    _no_arguments(words)
     return launch.stop()
 
 

@@ -46,6 +46,7 @@ from weave_py import (
     report,
     router_report,
     systemd,
+    takeover,
 )
 from weave_py.agreement import Digest
 from weave_py.agreement_gossip import AgreementGossip
@@ -113,7 +114,8 @@ class Daemon:
             await self._start()
             self._mark(running=True)
             # Names are resolved once the router answers: a slow resolver delays nobody.
-            work = (self._expire_addresses(), self._connect_given(), self._exposure.watch(), systemd.show_life())
+            work = (self._expire_addresses(), self._connect_given(), self._exposure.watch(), systemd.show_life(),
+                    takeover.follow(self._settings, self._log))  # fmt: skip
             tasks = [loop.create_task(one) for one in (*work, self.parts.services.follow())]
             systemd.notify(systemd.READY)
             await self._stop.wait()

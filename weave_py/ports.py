@@ -50,6 +50,8 @@ def prepare(settings: Settings, name: PeerName, log: logging.Logger) -> Ports:
     tap = _bridge_and_tap(settings, name, mtu, fast=False)
     # With what an earlier run left in the kernel every frame would be carried twice.
     remove_vxlans(settings.bridge)
+    for ident in fit_containers(settings.bridge, mtu, settings.proc_path):
+        log.info("MTU of container %s lowered to %d: it was attached under a larger one", ident, mtu)
     return Ports(tap, None, mtu)
 
 

@@ -28,6 +28,7 @@ from weave_py.log import prefixed
 from weave_py.settings import Settings
 from weave_py.store import Store, StoreError
 from weave_py.store_ipam import IpamJournal
+from weave_py.takeover import differences
 
 # Seconds between two looks at what is on the bridge, and at whether there is a ring.
 _LOOK = 10.0
@@ -182,6 +183,9 @@ class Services:
             self._log.error("%s; addresses of containers on this host are not claimed", error)
             return
         self._seen = {one.ident for one in found if one.ident != EXPOSED}
+        if self._store.imported is not None:
+            for line in differences(self._store.owned(), found):
+                self._log.warning("Taken over: %s", line)
         claims = [
             (one.ident, Cidr.parse(text), one.ident != EXPOSED)
             for one in found
