@@ -12,9 +12,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nft.wire import attributes, each_message, text
+from nft.wire import NETLINK_NETFILTER, attributes, each_message, text
 
-_NETLINK_NETFILTER = 12
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _GROUP = 7
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
@@ -41,7 +40,7 @@ class Events:
     def __init__(self, ours: int) -> None:
         """`ours` is the port of the channel whose changes are not told. Raises OSError."""
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._sock = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
+        self._sock = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
         self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
         _ignore(self._sock, ours)
         self._sock.bind((0, 0))

@@ -198,6 +198,11 @@ def protocol(number: int) -> Expression:
     return _load_meta(_META_L4PROTO) + _compare(bytes((number,)))
 
 
+def port(number: int) -> Expression:
+    """Packets to this port, of a protocol that has ports and was asked for before."""
+    return _payload(_TRANSPORT_HEADER, 2, 2) + _compare(number.to_bytes(2, "big"))
+
+
 def within(fields: Sequence[Field], members: str | Anonymous, *, negate: bool = False) -> Expression:
     """Packets whose fields, as one key, are in a set; all others of another IP version do not match."""
     return _row(fields) + _lookup(members, negate)
@@ -323,9 +328,9 @@ def _address(network: str, field: dict[int, tuple[int, int]], negate: bool, bare
     return loaded + masked + _compare(net.network_address.packed, negate)
 
 
-def _port(protocol: Protocol, offset: int, port: int) -> Expression:
+def _port(protocol: Protocol, offset: int, number: int) -> Expression:
     transport = _load_meta(_META_L4PROTO) + _compare(bytes((protocol,)))
-    return transport + _payload(_TRANSPORT_HEADER, offset, 2) + _compare(port.to_bytes(2, "big"))
+    return transport + _payload(_TRANSPORT_HEADER, offset, 2) + _compare(number.to_bytes(2, "big"))
 
 
 def verdict_data(verdict: Verdict) -> bytes:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nft.ruleset import Family, Hook, Policy
-from nft.wire import Attributes, NftError, attributes, dump, string, text
+from nft.wire import Attributes, Channel, NftError, attributes, dump, string, text
 
-_GETTABLE, _GETCHAIN, _GETRULE, _GETELEMENT = 1, 4, 7, 13
+_GETTABLE, _GETCHAIN, _GETRULE, _GETELEMENT, _GETOBJ = 1, 4, 7, 13, 19
 _COMMENT = 0
 _VERDICTS = {0: "drop", 1: "accept", -5: "return"}
 # Base (transport header), offset and size of a destination port; and both ends of its range in struct xt_tcp, xt_udp.
@@ -98,6 +98,22 @@ def elements(table: str, name: str) -> tuple[Element, ...]:
     found = _present(_GETELEMENT, string(1, table) + string(2, name), what, Family.INET)
     lists = [part[3] for part in found if 3 in part]
     return tuple(_element(dict(attributes(item))) for part in lists for _, item in attributes(part))
+
+
+def counters(channel: Channel, table: str) -> dict[str, tuple[int, int]]:
+    """Packets and bytes of each named counter of a table."""
+    try:
+        found = channel.dump(_GETOBJ, Family.INET, string(1, table), f"the counters of table inet {table}")
+    except NftError as error:
+        if error.errno == errno.ENOENT:
+            return {}
+        raise
+    figures = {text(one[2]): dict(attributes(one.get(4, b""))) for one in found if text(one[1]) == table}
+    return {name: (_number(figure.get(2)), _number(figure.get(1))) for name, figure in figures.items()}
+
+
+def _number(value: bytes | None) -> int:
+    return int.from_bytes(value or b"", "big")
 
 
 def _present(kind: int, body: bytes, what: str, family: Family) -> list[Attributes]:

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-_NETLINK_NETFILTER = 12
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
+NETLINK_NETFILTER = 12
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 _NLM_F_CAPPED, _NLM_F_ACK_TLVS, _NLM_F_DUMP_INTERRUPTED = 0x100, 0x200, 0x10
 NLM_F_CREATE = 0x400
 NLM_F_APPEND = 0x800
@@ -31,7 +31,7 @@ _ERROR_MESSAGE = 1
 _HEADER = struct.Struct("=IHHII")
 _NFGENMSG = struct.Struct(">BBH")
 _ATTRIBUTE = struct.Struct("=HH")
-_ERRNO = struct.Struct("=i")
+ERRNO = struct.Struct("=i")
 _TIMEOUT = 5.0
 _RECEIVE = 1 << 17
 # What the kernel says while another transaction is in its way, or while it has no memory for an answer.
@@ -42,11 +42,15 @@ Attributes = dict[int, bytes]
 
 
 class NftError(Exception):
-    """The kernel refused; the text names the object, `errno` is the kernel's number (0 where there is none)."""
+    """The kernel refused; the text names the object, `errno` is the kernel's number (0 where there is none).
 
-    def __init__(self, text: str, errno: int = 0) -> None:
+    `name` is the object's own, where the error is about one of a transaction.
+    """
+
+    def __init__(self, text: str, errno: int = 0, name: str = "") -> None:
         super().__init__(text)
         self.errno = errno
+        self.name = name
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,23 +167,25 @@ class Channel:
 
     def _commit(self, messages: Sequence[Message]) -> None:
         first = self._next(len(messages) + 1)
-        parts = [_encode(_BATCH_BEGIN, 0, first - 1, 0, _SUBSYSTEM, b"")]
+        parts = [encode(_BATCH_BEGIN, 0, first - 1, 0, _SUBSYSTEM, b"")]
         last = first + len(messages) - 1
         for sequence, message in enumerate(messages, first):
-            flags = message.flags | (_NLM_F_ACK if sequence == last else 0)
-            parts.append(_encode(_SUBSYSTEM << 8 | message.kind, flags, sequence, message.family, 0, message.body))
-        parts.append(_encode(_BATCH_END, 0, last + 1, 0, _SUBSYSTEM, b""))
+            flags = message.flags | (NLM_F_ACK if sequence == last else 0)
+            parts.append(encode(_SUBSYSTEM << 8 | message.kind, flags, sequence, message.family, 0, message.body))
+        parts.append(encode(_BATCH_END, 0, last + 1, 0, _SUBSYSTEM, b""))
         self._send(b"".join(parts), messages[0].what)
         while True:
             for kind, flags, sequence, payload in each_message(self._receive(messages[-1].what)):
                 position = sequence - first
-                if kind != _NLMSG_ERROR or not -1 <= position < len(messages):
+                if kind != NLMSG_ERROR or not -1 <= position < len(messages):
                     continue
-                number = -_ERRNO.unpack_from(payload)[0]
+                number = -ERRNO.unpack_from(payload)[0]
                 if number:
                     self._refused = True
                     what = messages[position].what if position >= 0 else "the rules, at the commit"
-                    raise NftError(f"unable to change {what}: {os.strerror(number)}{_reason(flags, payload)}", number)
+                    name = what.rpartition(" ")[2] if position >= 0 else ""
+                    reason = f"{os.strerror(number)}{_reason(flags, payload)}"
+                    raise NftError(f"unable to change {what}: {reason}", number, name)
                 if sequence == last:
                     return
 
@@ -188,16 +194,16 @@ class Channel:
         wanted = self._next(1)
         found: list[Attributes] = []
         interrupted = False
-        self._send(_encode(_SUBSYSTEM << 8 | kind, _NLM_F_DUMP, wanted, family, 0, body), what)
+        self._send(encode(_SUBSYSTEM << 8 | kind, NLM_F_DUMP, wanted, family, 0, body), what)
         while True:
             for answer_kind, flags, sequence, payload in each_message(self._receive(what)):
                 if sequence != wanted:
                     continue
                 interrupted = interrupted or bool(flags & _NLM_F_DUMP_INTERRUPTED)
-                if answer_kind == _NLMSG_DONE:
+                if answer_kind == NLMSG_DONE:
                     return None if interrupted else found
-                if answer_kind == _NLMSG_ERROR:
-                    number = -_ERRNO.unpack_from(payload)[0]
+                if answer_kind == NLMSG_ERROR:
+                    number = -ERRNO.unpack_from(payload)[0]
                     raise NftError(f"unable to read {what}: {os.strerror(number)}", number)
                 found.append(dict(attributes(payload[_NFGENMSG.size :])))
 
@@ -263,7 +269,7 @@ def dump(kind: int, family: int, body: bytes, what: str) -> list[Attributes]:
 
 
 def _socket() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
     sock.settimeout(_TIMEOUT)
     for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
         # Only for a better word in errors.
@@ -273,7 +279,8 @@ def _socket() -> socket.socket:
     return sock
 
 
-def _encode(kind: int, flags: int, sequence: int, family: int, resource: int, body: bytes) -> bytes:
+def encode(kind: int, flags: int, sequence: int, family: int, resource: int, body: bytes) -> bytes:
+    """One message of a netfilter subsystem: `kind` holds its number in the upper byte; `resource` in host order."""
     payload = _NFGENMSG.pack(family, 0, resource) + body
     return _HEADER.pack(_HEADER.size + len(payload), kind, flags | _NLM_F_REQUEST, sequence, 0) + payload
 
@@ -282,7 +289,7 @@ def _reason(flags: int, payload: bytes) -> str:
     """The kernel's own words about an error, if it has any."""
     if not flags & _NLM_F_ACK_TLVS or not flags & _NLM_F_CAPPED:
         return ""
-    found = dict(attributes(payload[_ERRNO.size + _HEADER.size :])).get(_ERROR_MESSAGE)
+    found = dict(attributes(payload[ERRNO.size + _HEADER.size :])).get(_ERROR_MESSAGE)
     return f" ({text(found)})" if found else ""
 
 
