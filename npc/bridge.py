@@ -4,6 +4,7 @@ Without them frames that stay on the bridge pass no chain, and policy is silentl
 alone, not for the host, and looked at again and again. Source: NPC spec §3.
 """
 
+from ipaddress import ip_address
 from pathlib import Path
 
 from pyroute2 import IPRoute
@@ -43,6 +44,12 @@ def ipvs() -> bool:
     """Whether kube-proxy is in its IPVS mode, in which packets to services do not pass FORWARD."""
     with IPRoute() as ip:
         return bool(ip.link_lookup(ifname=IPVS_DEVICE))
+
+
+def addresses() -> frozenset[bytes]:
+    """All addresses of this node, in network order."""
+    with IPRoute() as ip:
+        return frozenset(ip_address(one.get_attr("IFA_ADDRESS")).packed for one in ip.get_addr())
 
 
 def _is_set(ip: IPRoute, index: int) -> bool:

@@ -9,7 +9,7 @@ Source: NPC spec §4.6; linux/netfilter/nfnetlink_conntrack.h.
 import errno
 import os
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from nft.wire import (
@@ -50,7 +50,7 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class Known:
     """A flow and what the kernel knows it by."""
 
     flow: Flow
@@ -59,33 +59,40 @@ class _Known:
     ident: bytes
 
 
-def cut(addresses: Collection[bytes], allowed: Callable[[Flow], bool]) -> list[Flow]:
-    """Forget the flows of these addresses that are not allowed; which they were. Raises NftError, OSError.
+def known(addresses: Collection[bytes]) -> list[Known]:
+    """The connections that have one of these addresses at an end. Raises NftError, OSError.
 
-    Blocks for about a microsecond for each connection of the host; acts in the namespace of the calling thread.
+    Blocks for some microseconds for each connection of the host; acts in the namespace of the calling thread.
     """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as sock:
-        sock.settimeout(_TIMEOUT)
-        sock.bind((0, 0))
-        stale = [known for known in _known(sock, frozenset(addresses)) if not allowed(known.flow)]
-        return [known.flow for number, known in enumerate(stale, 2) if _forget(sock, number, known)]
+    wanted = frozenset(addresses)
+    found: list[Known] = []
+    with _socket() as sock:
+        sock.send(encode(_GET, NLM_F_DUMP, 1, 0, 0, b""))
+        while True:
+            for kind, _flags, _sequence, payload in each_message(sock.recv(_RECEIVE)):
+                if kind == NLMSG_DONE:
+                    return found
+                if kind == NLMSG_ERROR:
+                    raise _error("unable to read the known connections", payload)
+                # Most are of nobody who is asked for, which their bytes say without being parsed.
+                if len(wanted) > _FEW or any(address in payload for address in wanted):
+                    found += _parsed(payload, wanted)
 
 
-def _known(sock: socket.socket, addresses: frozenset[bytes]) -> list[_Known]:
-    found: list[_Known] = []
-    sock.send(encode(_GET, NLM_F_DUMP, 1, 0, 0, b""))
-    while True:
-        for kind, _flags, _sequence, payload in each_message(sock.recv(_RECEIVE)):
-            if kind == NLMSG_DONE:
-                return found
-            if kind == NLMSG_ERROR:
-                raise _error("unable to read the known connections", payload)
-            # Most are of nobody who is asked for, which their bytes say without being parsed.
-            if len(addresses) > _FEW or any(address in payload for address in addresses):
-                found += _parsed(payload, addresses)
+def forget(stale: Iterable[Known]) -> int:
+    """Forget connections; how many there were still. Raises NftError, OSError."""
+    with _socket() as sock:
+        return sum(_forget(sock, number, one) for number, one in enumerate(stale, 1))
 
 
-def _parsed(payload: bytes, addresses: frozenset[bytes]) -> Iterator[_Known]:
+def _socket() -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    sock.settimeout(_TIMEOUT)
+    sock.bind((0, 0))
+    return sock
+
+
+def _parsed(payload: bytes, addresses: frozenset[bytes]) -> Iterator[Known]:
     family = payload[0]
     said = dict(attributes(payload[_NFGENMSG:]))
     if family not in _SOURCE or _TUPLE_REPLY not in said:
@@ -97,13 +104,13 @@ def _parsed(payload: bytes, addresses: frozenset[bytes]) -> Iterator[_Known]:
     port = int.from_bytes(how.get(_SOURCE_PORT, b""), "big")
     flow = Flow(here[source], back[source], how[_PROTOCOL][0], port)
     if flow.source in addresses or flow.destination in addresses:
-        yield _Known(flow, family, original, said.get(_ID, b""))
+        yield Known(flow, family, original, said.get(_ID, b""))
 
 
-def _forget(sock: socket.socket, sequence: int, known: _Known) -> bool:
+def _forget(sock: socket.socket, sequence: int, one: Known) -> bool:
     """Whether it was there still."""
-    body = nested(_TUPLE_ORIGINAL, known.original) + (attribute(_ID, known.ident) if known.ident else b"")
-    sock.send(encode(_DELETE, NLM_F_ACK, sequence, known.family, 0, body))
+    body = nested(_TUPLE_ORIGINAL, one.original) + (attribute(_ID, one.ident) if one.ident else b"")
+    sock.send(encode(_DELETE, NLM_F_ACK, sequence, one.family, 0, body))
     while True:
         for kind, _flags, answered, payload in each_message(sock.recv(_RECEIVE)):
             if kind == NLMSG_ERROR and answered == sequence:

@@ -22,6 +22,8 @@ _REFUSALS = 20
 class Table:
     """`inet weave_npc`. `refused` names what the kernel did not take of the present plan, with its words."""
 
+    name = TABLE
+
     def __init__(self) -> None:
         """Raises OSError."""
         self._channel = Channel()

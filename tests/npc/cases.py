@@ -17,6 +17,7 @@ from tests.vectors import ROOT
 Document = dict[str, Any]
 
 _TABLE = json.loads((ROOT / "npc" / "cases.json").read_text())
+FIXTURES: dict[str, Document] = _TABLE["fixtures"]
 CASES: list[Document] = _TABLE["cases"]
 
 

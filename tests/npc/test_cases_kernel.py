@@ -1,0 +1,181 @@
+"""The table of cases in the kernel: every probe a real packet between namespaces, IPv4 and IPv6, two hosts.
+
+Policies are applied as weave-npc does it, each step as the change of what was there.
+"""
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from functools import partial
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from host.netns import inside
+from lab.net import run
+from npc import bridge
+from npc.base import Options
+from npc.kernel import Table
+from npc.model import Model
+from npc.plan import Hook
+from npc.planner import Planner
+from tests.npc.cases import CASES, FIXTURES, Cluster
+from tests.npc.site import BRIDGE, Probe, Site, site
+
+Document = dict[str, Any]
+
+
+def _documents() -> Iterator[Document]:
+    for fixture in FIXTURES.values():
+        yield from fixture["pods"]
+    for case in CASES:
+        yield from case.get("extra_pods", ())
+        for step in case.get("steps", ()):
+            for change in step["ops"]:
+                if change["op"] == "apply" and change["kind"] == "Pod":
+                    yield change["object"]
+
+
+def _probes() -> Iterator[Document]:
+    for case in CASES:
+        for part in (case, *case.get("steps", ())):
+            yield from part["probes"]
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Site]:
+    nodes = {name: node["ips"] for fixture in FIXTURES.values() for name, node in fixture["nodes"].items()}
+    ends = {end for probe in _probes() for end in (probe["src"], probe["dst"])}
+    foreign = sorted(end.removeprefix("ext:") for end in ends if end.startswith("ext:"))
+    with site(nodes, foreign) as made:
+        made.make_bridges()
+        populate(made)
+        yield made
+
+
+def populate(made: Site) -> None:
+    """Every pod that ever appears, whether a case has it or not."""
+    for document in _documents():
+        if not document["hostNetwork"] and document["ips"][0] not in made.pods:
+            made.add_pod(document["node"], document["ips"])
+
+
+class Node:
+    """What weave-npc does on a node, without its loop."""
+
+    def __init__(self, made: Site, name: str, model: Model, options: Options) -> None:
+        self._made, self._name, self._model = made, name, model
+        self._planner = Planner(model, name, options)
+        self._table: Table = made.on_host(name, Table)
+        made.on_host(name, lambda: bridge.ensure(BRIDGE))
+
+    def follow(self, touched: Any) -> None:
+        change = self._planner.update(touched)
+        self._table.apply(change, self._planner.plan)
+
+    def start(self, touched: Any) -> None:
+        self._planner.update(touched)
+        self._table.replace(self._planner.plan)
+
+    def check(self) -> None:
+        assert self._table.refused == {}
+        assert self._table.audit(self._planner.plan) == []
+
+    def close(self) -> None:
+        self._table.remove()
+        self._table.close()
+
+
+def run_case(made: Site, case: Document, options: Options) -> None:
+    model = Model()
+    cluster = Cluster(case, model)
+    nodes = [Node(made, name, model, options) for name in made.hosts]
+    try:
+        for number, probes in enumerate(cluster.steps(case)):
+            touched = model.take()
+            for node in nodes:
+                (node.follow if number else node.start)(touched)
+            for node in nodes:
+                node.check()
+            wanted = [probe["expect"] == "allow" for probe in probes]
+            sent = [_as_sent(made, cluster, probe) for probe in probes]
+            found = made.reached(sent, wanted)
+            wrong = [probe for probe, was, should in zip(probes, found, wanted, strict=True) if was != should]
+            assert wrong == [], f"step {number}"
+    finally:
+        for node in nodes:
+            node.close()
+
+
+def _as_sent(made: Site, cluster: Cluster, probe: Document) -> Probe:
+    source, destination = (str(ip_address(cluster.address(probe[end], probe["family"]))) for end in ("src", "dst"))
+    return Probe(made.namespace_of(source), source, destination, probe["protocol"], probe.get("port") or 0)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case["name"]) for case in CASES])
+def test_forward(place: Site, case: Document) -> None:
+    run_case(place, case, Options())
+
+
+# Where the two hooks differ, which is whom a node sees and may trust; all others with --long.
+_AT_POSTROUTING = ("own-node", "node", "host-network", "self", "default-deny", "icmp", "ipblock")
+
+
+def _postrouting() -> Iterator[Any]:
+    for case in CASES:
+        quick = any(word in case["name"] for word in _AT_POSTROUTING)
+        yield pytest.param(case, id=case["name"], marks=() if quick else pytest.mark.long)
+
+
+@pytest.mark.parametrize("case", list(_postrouting()))
+def test_postrouting(place: Site, case: Document) -> None:
+    run_case(place, case, Options(hook=Hook.POSTROUTING))
+
+
+def test_a_pod_that_forges_the_address_of_its_node(place: Site) -> None:
+    """Behind routing a node's own packets are known by their source: a pod must not be able to pretend."""
+    case = next(case for case in CASES if case["name"] == "default-deny-ingress")
+    model = Model()
+    Cluster(case, model)
+    nodes = [Node(place, name, model, Options(hook=Hook.POSTROUTING)) for name in place.hosts]
+    touched = model.take()
+    for node in nodes:
+        node.start(touched)
+    attacker, victim = place.pods["10.32.3.1"], place.pods["10.32.1.3"]
+    try:
+        run("ip", "-n", attacker, "addr", "add", "192.0.2.11/32", "dev", "lo")
+        assert heard(victim, partial(call, attacker, "10.32.3.1")) == 0
+        assert heard(victim, partial(call, attacker, "192.0.2.11")) == 0
+        assert heard(victim, partial(call, place.hosts["n1"], "192.0.2.11")) > 0
+    finally:
+        run("ip", "-n", attacker, "addr", "del", "192.0.2.11/32", "dev", "lo")
+        for node in nodes:
+            node.close()
+
+
+def call(namespace: str, source: str) -> None:
+    """Send the victim of the test above a datagram."""
+
+    def work() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind((source, 0))
+            sock.sendto(b"forged", ("10.32.1.3", 4242))
+
+    inside(f"/run/netns/{namespace}", work)
+
+
+def heard(namespace: str, work: Callable[[], None]) -> int:
+    """How many datagrams for port 4242 arrive in a namespace while and shortly after something is done."""
+
+    def listen() -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(("0.0.0.0", 4242))
+        sock.settimeout(0.5)
+        return sock
+
+    with inside(f"/run/netns/{namespace}", listen) as sock:
+        work()
+        with contextlib.suppress(TimeoutError):
+            return len(sock.recv(100))
+    return 0
