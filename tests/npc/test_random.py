@@ -1,0 +1,56 @@
+"""Random clusters and small changes: the plan that followed is the plan made anew, and it does what the model says."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from npc.base import Options
+from npc.diff import diff
+from npc.plan import Hook, Plan
+from npc.planner import Planner
+from npc.verdict import Connection, judge
+from tests.npc.clusters import World, changes, connections
+from tests.npc.nodes import Nodes, apply
+
+histories = st.lists(st.lists(changes, min_size=1, max_size=4), min_size=1, max_size=8)
+probes = st.lists(connections(), min_size=5, max_size=15)
+
+
+def copied(plan: Plan) -> Plan:
+    """A plan of its own."""
+    copy = Plan()
+    apply(copy, diff(copy, plan))
+    return copy
+
+
+@pytest.mark.timeout(600)
+@settings(max_examples=40, deadline=None)
+@given(histories, probes, st.lists(st.integers(0, 99), max_size=10), st.sampled_from((Hook.FORWARD, Hook.POSTROUTING)))
+def test_a_plan_that_followed_is_the_plan_made_anew(
+    history: list[list[tuple[Any, ...]]], probes: list[Connection], order: list[int], hook: Hook
+) -> None:
+    world = World()
+    nodes = Nodes(world.model, "n1", "n2", options=Options(hook))
+    nodes.update()
+    for batch in history:
+        before = {name: copied(plan) for name, plan in nodes.kernels.items()}
+        passed = {probe for probe in probes if nodes.passes(probe)}
+        for change in batch:
+            world.change(change)
+        made = nodes.update()
+        model = world.again(order)
+        touched = model.take()
+        for name, planner in nodes.planners.items():
+            fresh = Planner(model, name, Options(hook))
+            fresh.update(touched)
+            assert planner.plan == fresh.plan
+            assert nodes.kernels[name] == planner.plan
+            apply(before[name], diff(before[name], planner.plan))
+            assert before[name] == planner.plan
+        for probe in probes:
+            assert nodes.passes(probe) == judge(world.model, probe).allowed
+            assert judge(model, probe) == judge(world.model, probe)
+            if probe in passed and not nodes.passes(probe):
+                assert any({probe.source, probe.destination} & change.review for change in made.values())
