@@ -33,8 +33,8 @@ _SESSION_COUNTS = (
 )  # fmt: skip
 _CORE_COUNTS = (
     "unknown-sender", "receive-error", "no-receive-offload", "no-send-offload", "tap-read-error", "tap-write-error",
-    "tap-malformed", "core-local", "core-sent", "core-flooded", "core-relayed", "core-injected", "core-merged",
-    "core-to-python", "core-not-to-python",
+    "tap-malformed", "tap-queue-full", "core-local", "core-sent", "core-flooded", "core-relayed", "core-injected",
+    "core-merged", "core-to-python", "core-not-to-python",
 )  # fmt: skip
 _EVENT_RINGS = (lib.EVENTS_PYTHON, lib.EVENTS_TX, lib.EVENTS_RX)
 _FRAME_RINGS = (lib.FRAMES_TX, lib.FRAMES_RX)

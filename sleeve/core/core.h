@@ -159,6 +159,28 @@ void out_forget(outbox *, session *);
 /* How a frame whose first octets are `head` goes out: 1 with DF, 0 without, -1: Python decides. */
 int out_path(const session *, const uint8_t *head, uint32_t head_size, uint32_t size);
 
+/* --- queue.c --- */
+
+typedef struct waiting waiting;
+typedef struct queue queue;
+
+/* A frame behind its virtio-net header, `size` octets together. */
+struct waiting {
+    waiting *next;
+    uint32_t size;
+    uint8_t *data;
+};
+
+queue *queue_make(void);
+void queue_free(queue *);
+/* Where to read the next frame, at the cost of others if need be; then what was read is put, or nothing was. */
+uint8_t *queue_room(queue *, uint32_t *dropped);
+void queue_put(queue *, uint32_t size);
+void queue_no_frame(queue *);
+/* The next in turn, until the next one is taken; NULL where there is none. */
+waiting *queue_take(queue *);
+bool queue_empty(const queue *);
+
 /* --- segment.c --- */
 
 /* A frame of the TAP: whole, or of segments that share a header. */

@@ -9,14 +9,15 @@
 #include "core.h"
 
 #define BATCH 128
-#define BATCH_BYTES (1u << 20)
+#define BATCH_BYTES (1u << 19)
 #define PAUSE_MS 100
 
 struct tx {
     core *core;
     outbox out;
     uint64_t now;
-    uint8_t *buffer;
+    queue *queue;
+    bool down;
 };
 
 tx *tx_make(core *c)
@@ -25,8 +26,7 @@ tx *tx_make(core *c)
     if (t == NULL)
         return NULL;
     t->core = c;
-    t->buffer = malloc(sizeof(vnet) + MAX_FRAME);
-    if (!out_make(&t->out, c, 0, &c->rings[EVENTS_TX]) || t->buffer == NULL) {
+    if (!out_make(&t->out, c, 0, &c->rings[EVENTS_TX]) || (t->queue = queue_make()) == NULL) {
         tx_free(t);
         return NULL;
     }
@@ -38,7 +38,7 @@ void tx_free(tx *t)
     if (t == NULL)
         return;
     out_free(&t->out);
-    free(t->buffer);
+    queue_free(t->queue);
     free(t);
 }
 
@@ -117,31 +117,47 @@ static bool forward(tx *t, const super *s)
     return true;
 }
 
+/* Read what the TAP has. Returns whether there may be more. */
+static bool fill(tx *t)
+{
+    for (int number = 0; number < BATCH; number++) {
+        uint32_t dropped;
+        uint8_t *room = queue_room(t->queue, &dropped);
+        if (dropped)
+            count(t->core->counts, TAP_QUEUE_FULL, dropped);
+        ssize_t got = read(t->core->tap, room, sizeof(vnet) + MAX_FRAME);
+        if (got < (ssize_t)sizeof(vnet)) {
+            queue_no_frame(t->queue);
+            if (got < 0 && (errno == EAGAIN || errno == EINTR))
+                return false;
+            /* The device is down; reading goes on when it is up again. */
+            if (got < 0)
+                count(t->core->counts, TAP_READ_ERROR, 1);
+            t->down = got < 0;
+            return false;
+        }
+        queue_put(t->queue, (uint32_t)got);
+    }
+    return true;
+}
+
 int core_step_tx(core *c)
 {
     tx *t = c->tx;
     int number = 0;
-    uint32_t bytes = 0;
     vnet head;
     super s;
     pthread_rwlock_rdlock(&c->lock);
     t->now = now();
-    while (number < BATCH && bytes < BATCH_BYTES) {
-        ssize_t got = read(c->tap, t->buffer, sizeof head + MAX_FRAME);
-        if (got < 0) {
-            if (errno == EAGAIN || errno == EINTR)
-                break;
-            /* The device is down; reading goes on when it is up again. */
-            count(c->counts, TAP_READ_ERROR, 1);
-            number = number ? number : -1;
+    t->down = false;
+    bool more = fill(t);
+    for (uint32_t bytes = 0; number < BATCH && bytes < BATCH_BYTES; number++) {
+        waiting *w = queue_take(t->queue);
+        if (w == NULL)
             break;
-        }
-        number++;
-        bytes += (uint32_t)got;
-        if (got < (ssize_t)sizeof head)
-            continue;
-        memcpy(&head, t->buffer, sizeof head);
-        if (!super_read(&s, &head, t->buffer + sizeof head, (uint32_t)got - (uint32_t)sizeof head))
+        bytes += w->size;
+        memcpy(&head, w->data, sizeof head);
+        if (!super_read(&s, &head, w->data + sizeof head, w->size - (uint32_t)sizeof head))
             count(c->counts, TAP_MALFORMED, 1);
         else if (!forward(t, &s))
             to_python(t, &s);
@@ -149,19 +165,19 @@ int core_step_tx(core *c)
     out_flush(&t->out);
     pthread_rwlock_unlock(&c->lock);
     core_wake(c, &c->rings[EVENTS_TX], &c->rings[FRAMES_TX]);
-    return number;
+    return t->down ? -1 : more || !queue_empty(t->queue) ? 1 : 0;
 }
 
 void core_run_tx(core *c)
 {
     struct pollfd wanted[2] = {{c->stop, POLLIN, 0}, {c->tap, POLLIN, 0}};
-    for (;;) {
-        if (poll(wanted, 2, -1) < 0 && errno != EINTR)
+    for (int left = 0;;) {
+        if (poll(wanted, 2, left > 0 ? 0 : -1) < 0 && errno != EINTR)
             return;
         if (wanted[0].revents)
             return;
-        int number = core_step_tx(c);
-        if (number < 0)
+        left = core_step_tx(c);
+        if (left < 0)
             poll(wanted, 1, PAUSE_MS);
     }
 }
