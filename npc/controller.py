@@ -19,8 +19,9 @@ from functools import partial
 
 from nft.wire import NftError
 from npc import bridge, flows
+from npc.base import Options
 from npc.kernel import Table
-from npc.model import Model
+from npc.model import Model, Touched
 from npc.objects import Document
 from npc.planner import Planner
 from npc.verdict import Connection, judge
@@ -56,22 +57,25 @@ class Controller:
     def __init__(
         self,
         model: Model,
-        planner: Planner,
+        node: str,
+        options: Options,
         table: Table,
         log: logging.Logger,
         *,
-        multicast: bool = True,
         keep_established: bool = False,
         fetch: Callable[[str, str], Awaitable[Document | None]] | None = None,
         observe: Callable[[float, bool], None] = lambda seconds, full: None,
     ) -> None:
         self.model = model
-        self.planner = planner
+        self.node = node
+        self.planner = Planner(model, node, options)
         self.table = table
         self.figures = Figures()
         self.degraded: dict[str, str] = {}
+        self.warnings: dict[str, str] = {}
+        self.cleared = False
         self._log = log
-        self._multicast = multicast
+        self._multicast = options.multicast
         self._keep_established = keep_established
         self._fetch = fetch
         self._observe = observe
@@ -91,6 +95,11 @@ class Controller:
     # --- what the cluster says ---
 
     @property
+    def ready(self) -> bool:
+        """Whether policy is in force as it should be."""
+        return self._written and not self.degraded
+
+    @property
     def synced(self) -> bool:
         """Whether every kind of object was listed once, and the rules that follow are in the kernel."""
         return self._written
@@ -106,13 +115,16 @@ class Controller:
         self.model.delete(kind, metadata["name"], metadata.get("namespace") or "", metadata.get("uid") or "")
         self._touch()
 
-    def sync(self, kind: str, documents: Iterable[Document]) -> None:
-        """All objects of a kind: others are gone."""
-        self.model.sync(kind, documents)
+    def complete(self, kind: str) -> None:
+        """All objects of a kind were told once."""
         self._missing.discard(kind)
         if not self._missing:
             self._synced.set()
         self._touch()
+
+    def awaited(self) -> list[str]:
+        """Of which kinds not all objects were told yet."""
+        return sorted(self._missing)
 
     def _touch(self) -> None:
         if self._first is None:
@@ -123,6 +135,13 @@ class Controller:
         """Write the whole table at the next opportunity."""
         self._whole = True
         self._touch()
+
+    def move(self, options: Options) -> None:
+        """Stand at another hook."""
+        planner = Planner(self.model, self.node, options)
+        planner.update(Touched(set(self.model.pods), set(self.model.namespaces), set(self.model.policies)))
+        self.planner = planner
+        self.rebuild()
 
     # --- what pods wait for ---
 
@@ -176,6 +195,8 @@ class Controller:
     async def commit(self) -> bool:
         """What is known now is in the kernel; False if the kernel refused."""
         async with self._turn:
+            if self.cleared:
+                return True
             first, self._first = self._first, None
             self._changed.clear()
             started = time.monotonic()
@@ -243,6 +264,13 @@ class Controller:
         (self.figures.full if full else self.figures.incremental).append(seconds)
         self._observe(seconds, full)
 
+    async def clear(self) -> bool:
+        """No table, and none again before the next start; whether there was one. Raises NftError."""
+        async with self._turn:
+            self.cleared = True
+            self.degraded["cleared"] = "rules were removed by hand: nothing is filtered until weave-npc starts again"
+            return await asyncio.to_thread(self.table.remove)
+
     # --- foreign changes ---
 
     def _told(self) -> None:
@@ -262,7 +290,7 @@ class Controller:
 
     async def audit(self, *, repair: bool = True) -> list[str]:
         """What of the table is not as it was meant; with `repair` it is written anew."""
-        if not self._written:
+        if not self._written or self.cleared:
             return []
         async with self._turn:
             try:

@@ -27,6 +27,8 @@ class Table:
     def __init__(self) -> None:
         """Raises OSError."""
         self._channel = Channel()
+        # Figures are asked for at any time, also while a thread writes.
+        self._figures = Channel()
         self.events = Events(self._channel.port)
         self.refused: dict[str, str] = {}
 
@@ -34,6 +36,7 @@ class Table:
         """Leave the table as it is."""
         self.events.close()
         self._channel.close()
+        self._figures.close()
 
     def exists(self) -> bool:
         """Whether there is a table, of ours or of one before us. Raises NftError."""
@@ -43,7 +46,7 @@ class Table:
         """The whole table, in one transaction; what the kernel refuses of it alone is left out, so that its pods stay
         isolated. Raises NftError where the rest is refused, too; the old table stays then.
         """
-        counted = self.counters()
+        counted = counters(self._channel, TABLE)
         refused: dict[str, str] = {}
         while True:
             try:
@@ -66,8 +69,8 @@ class Table:
         return audit.differences(meant, audit.read(self._channel, TABLE))
 
     def counters(self) -> dict[str, tuple[int, int]]:
-        """Packets and bytes of each counter; empty if there is no table. Raises NftError."""
-        return counters(self._channel, TABLE)
+        """Packets and bytes of each counter; empty if there is no table. On the event loop. Raises NftError."""
+        return counters(self._figures, TABLE)
 
     def remove(self) -> bool:
         """No table; whether there was one. Raises NftError."""

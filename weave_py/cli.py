@@ -63,9 +63,13 @@ weave --help | help
       doctor      [--db-prefix <prefix>] [--port <n>] [--json]
       report      [-f <format>]
 
+      npc         status | list pods | list policies | drops [-f] | check | clear
+      npc         explain [--why-not] <from> <to> <port>[/<protocol>]
+
 where <peer>    = <host>[:<port>]
       <peer_id> = nickname or name of a peer
       <addr>    = [ip:]A.B.C.D/n | net:A.B.C.D/n | net:default
+      <from>, <to> = <namespace>/<pod>, an address, or node:<name>
       <target>  = a pid, a network namespace's name or path, or a container's id
 --json answers programs: with status, rmpeer, attach, detach, expose, hide, ps, bridge-type, dns-lookup
 """
@@ -200,6 +204,12 @@ def _doctor(arguments: list[str]) -> int:
     return examine(arguments)
 
 
+def _npc(arguments: list[str]) -> int:
+    from weave_py.cli_npc import npc
+
+    return npc(arguments)
+
+
 def _hand_back(arguments: list[str]) -> int:
     from weave_py.cli_hand_back import hand_back
 
@@ -249,6 +259,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "dns-lookup": cli_names.look_up,
     "dns-args": cli_names.args,
     "status": _status,
+    "npc": _npc,
     "report": _report,
 }
 

@@ -14,77 +14,21 @@ import pytest
 
 from host.netns import inside
 from lab.net import run
-from npc import bridge
 from npc.base import Options
-from npc.kernel import Table
 from npc.model import Model
 from npc.plan import Hook
-from npc.planner import Planner
-from tests.npc.cases import CASES, FIXTURES, Cluster
-from tests.npc.site import BRIDGE, Probe, Site, site
+from tests.npc.cases import CASES, Cluster
+from tests.npc.nodes_kernel import Node
+from tests.npc.populated import populated
+from tests.npc.site import Probe, Site
 
 Document = dict[str, Any]
 
 
-def _documents() -> Iterator[Document]:
-    for fixture in FIXTURES.values():
-        yield from fixture["pods"]
-    for case in CASES:
-        yield from case.get("extra_pods", ())
-        for step in case.get("steps", ()):
-            for change in step["ops"]:
-                if change["op"] == "apply" and change["kind"] == "Pod":
-                    yield change["object"]
-
-
-def _probes() -> Iterator[Document]:
-    for case in CASES:
-        for part in (case, *case.get("steps", ())):
-            yield from part["probes"]
-
-
 @pytest.fixture(scope="module")
 def place() -> Iterator[Site]:
-    nodes = {name: node["ips"] for fixture in FIXTURES.values() for name, node in fixture["nodes"].items()}
-    ends = {end for probe in _probes() for end in (probe["src"], probe["dst"])}
-    foreign = sorted(end.removeprefix("ext:") for end in ends if end.startswith("ext:"))
-    with site(nodes, foreign) as made:
-        made.make_bridges()
-        populate(made)
+    with populated() as made:
         yield made
-
-
-def populate(made: Site) -> None:
-    """Every pod that ever appears, whether a case has it or not."""
-    for document in _documents():
-        if not document["hostNetwork"] and document["ips"][0] not in made.pods:
-            made.add_pod(document["node"], document["ips"])
-
-
-class Node:
-    """What weave-npc does on a node, without its loop."""
-
-    def __init__(self, made: Site, name: str, model: Model, options: Options) -> None:
-        self._made, self._name, self._model = made, name, model
-        self._planner = Planner(model, name, options)
-        self._table: Table = made.on_host(name, Table)
-        made.on_host(name, lambda: bridge.ensure(BRIDGE))
-
-    def follow(self, touched: Any) -> None:
-        change = self._planner.update(touched)
-        self._table.apply(change, self._planner.plan)
-
-    def start(self, touched: Any) -> None:
-        self._planner.update(touched)
-        self._table.replace(self._planner.plan)
-
-    def check(self) -> None:
-        assert self._table.refused == {}
-        assert self._table.audit(self._planner.plan) == []
-
-    def close(self) -> None:
-        self._table.remove()
-        self._table.close()
 
 
 def run_case(made: Site, case: Document, options: Options) -> None:

@@ -1,0 +1,179 @@
+"""What `weave npc` asks of this node, as documents for programs. Source: NPC spec §7."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from ipaddress import ip_address
+
+from npc.controller import Controller
+from npc.drops import Drop
+from npc.node import Node
+from npc.objects import Pod, packed
+from npc.plan import Direction
+from npc.policy import Policy
+from npc.server import Answer, AskError, Request
+
+_ADMIT = 5.0
+
+
+class Answers:
+    """Answers from the model, the figures and the kernel."""
+
+    def __init__(self, controller: Controller, node: Node, *, closed: bool) -> None:
+        self._controller = controller
+        self._node = node
+        self._closed = closed
+        self._started = time.time()
+
+    async def answer(self, request: Request) -> Answer:
+        """One question."""
+        if "wait" in request:
+            return await self._wait(request)
+        if "release" in request:
+            await self._controller.release(*_identity(request))
+            return {"ok": True}
+        asked = request.get("ask")
+        if asked == "status":
+            return {"answer": self.status()}
+        if asked == "pods":
+            return {"answer": self.pods()}
+        if asked == "policies":
+            return {"answer": self.policies()}
+        if asked == "drops":
+            return {"answer": [drop.document() for drop in self._node.drops.last]}
+        if asked == "check":
+            return {"answer": await self._controller.audit(repair=False)}
+        if asked == "clear":
+            return {"answer": await self._controller.clear()}
+        raise AskError(f"no such question: {asked!r}")
+
+    async def follow(self, request: Request) -> AsyncIterator[Answer]:
+        """Drops as they happen."""
+        if request["follow"] != "drops":
+            raise AskError(f"nothing of this name to follow: {request['follow']!r}")
+        queue: asyncio.Queue[Drop] = asyncio.Queue(1000)
+        self._node.followers.add(queue)
+        try:
+            for drop in list(self._node.drops.last)[-10:]:
+                yield {"answer": drop.document()}
+            while True:
+                yield {"answer": (await queue.get()).document()}
+        finally:
+            self._node.followers.discard(queue)
+
+    # --- pods that start ---
+
+    async def _wait(self, request: Request) -> Answer:
+        """Whether a pod may start: its rules are in the kernel, or it is no pod, or it is to start all the same."""
+        listed = request["wait"]
+        addresses = [packed(text) for text in listed] if isinstance(listed, list) else [None]
+        if None in addresses:
+            raise AskError(f"not addresses: {listed!r}")
+        namespace, name, uid = _identity(request)
+        try:
+            async with asyncio.timeout(_ADMIT):
+                if not name:
+                    # A container that Kubernetes knows nothing of: no policy selects it.
+                    return {"ok": True}
+                wanted = [address for address in addresses if address is not None]
+                known = await self._controller.admit(namespace, name, uid, wanted)
+                reason = "" if known else f"nobody knows a pod {namespace}/{name}"
+        except TimeoutError:
+            missing = ", ".join(self._controller.awaited())
+            reason = f"not all is known yet of: {missing}" if missing else "the rules are not in the kernel"
+        except Exception as error:
+            reason = str(error)
+        if not reason:
+            return {"ok": True}
+        if self._closed:
+            return {"ok": False, "reason": f"network policy of {namespace}/{name} is not in force: {reason}"}
+        return {"ok": True, "unfiltered": reason}
+
+    # --- what is ---
+
+    def status(self) -> dict[str, object]:
+        """Whether policy is in force, and why not."""
+        controller, plan = self._controller, self._controller.planner.plan
+        figures = controller.figures
+        isolated = {key for led in plan.maps.values() for key in led.chains}
+        return {
+            "node": controller.node,
+            "ready": controller.ready,
+            "state": "ready" if controller.ready else "degraded" if controller.degraded else "starting",
+            "degraded": dict(controller.degraded),
+            "warnings": dict(controller.warnings),
+            "awaited": controller.awaited(),
+            "hook": self._node.options.hook.value,
+            "bridge": self._node.options.bridge,
+            "objects": {
+                "pods": len(controller.model.pods),
+                "namespaces": len(controller.model.namespaces),
+                "policies": len(controller.model.policies),
+                "isolatedAddresses": len(isolated),
+                "sets": len(plan.sets),
+                "chains": len(plan.chains),
+            },
+            "commits": figures.commits,
+            "lastCommitSeconds": (figures.incremental or figures.full or [0.0])[-1],
+            "repairs": figures.repairs,
+            "flowsCut": figures.flows_cut,
+            "dropsPerMinute": round(self._node.per_minute, 1),
+            "refused": dict(controller.table.refused),
+            "policyErrors": {
+                str(policy): policy.error for policy in controller.model.policies.values() if policy.error
+            },
+        }
+
+    def pods(self) -> list[dict[str, object]]:
+        """The pods of this node, with what isolates them."""
+        model = self._controller.model
+        local = (pod for pod in model.pods.values() if pod.node == self._controller.node and not pod.finished)
+        return [self._pod(pod) for pod in sorted(local, key=lambda pod: pod.key)]
+
+    def _pod(self, pod: Pod) -> dict[str, object]:
+        model = self._controller.model
+        selecting = model.selecting(pod)
+        return {
+            "pod": str(pod),
+            "addresses": [str(ip_address(address)) for address in model.addresses(pod.key)],
+            "hostNetwork": pod.host_network,
+            **{way.name.lower(): [str(one) for one in selecting if way in one.rules] for way in Direction},
+        }
+
+    def policies(self) -> list[dict[str, object]]:
+        """All policies, with the pods of this node that each isolates."""
+        model = self._controller.model
+        targets: dict[tuple[str, str], list[str]] = {}
+        for pod in model.pods.values():
+            if pod.node == self._controller.node:
+                for policy in model.selecting(pod):
+                    targets.setdefault(policy.key, []).append(str(pod))
+        dropped = self._dropped()
+        return [
+            self._policy(policy, targets.get(key, []), dropped.get(key, 0))
+            for key, policy in sorted(model.policies.items())
+        ]
+
+    def _policy(self, policy: Policy, targets: list[str], dropped: int) -> dict[str, object]:
+        return {
+            "policy": str(policy),
+            "directions": [way.name.lower() for way in Direction if way in policy.rules],
+            "pods": sorted(targets),
+            "dropped": dropped,
+            "error": policy.error,
+        }
+
+    def _dropped(self) -> Mapping[tuple[str, str], int]:
+        """Packets that the classes dropped to which a policy belongs."""
+        totals: dict[tuple[str, str], int] = {}
+        for name, (packets, _octets) in self._controller.table.counters().items():
+            for key in self._controller.planner.policies_of(name):
+                totals[key] = totals.get(key, 0) + packets
+        return totals
+
+
+def _identity(request: Request) -> tuple[str, str, str]:
+    found = [request.get(field) or "" for field in ("namespace", "name", "uid")]
+    if not all(isinstance(each, str) for each in found):
+        raise AskError("namespace, name and uid are texts")
+    return found[0], found[1], found[2]
