@@ -153,7 +153,7 @@ def test_the_table_is_deleted_by_hand_and_comes_back(place: Site) -> None:
         with load(place) as seen:
             run("ip", "netns", "exec", place.hosts["n1"], "nft", "delete table inet weave_npc")
             assert {change.table for change in nodes[0].table.events.read()} == {"weave_npc"}
-            wait_until("somebody passes", lambda: seen.leaked > 0)
+            wait_until("somebody passes", lambda: seen.leaked > 0, 10)
             nodes[0].rewrite()
             nodes[0].check()
             # What is on its way arrives; connections that were known meanwhile are those of single datagrams.
