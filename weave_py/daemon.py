@@ -14,7 +14,7 @@ import random
 import secrets
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ from weave_py import (
     http_addresses,
     http_expose,
     http_names,
+    http_ready,
     metrics,
     report,
     router_report,
@@ -54,6 +55,7 @@ from weave_py.begin import choose_name, choose_peers, leave_former_range, open_s
 from weave_py.exposure import Exposure, find_docker, plan_of
 from weave_py.log import options_line
 from weave_py.ports import Ports, prepare
+from weave_py.readiness import Readiness
 from weave_py.services import ServiceError, Services
 from weave_py.settings import Settings
 from weave_py.store import Store, StoreError
@@ -82,13 +84,21 @@ class _Parts:
 class Daemon:
     """The assembled router (`weave_py.http.Control`)."""
 
-    def __init__(self, settings: Settings, log: logging.Logger, peers: Sequence[str], store: Store) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        log: logging.Logger,
+        peers: Sequence[str],
+        store: Store,
+        beside: "Beside | None" = None,
+    ) -> None:
         self._store = store
+        self._beside = beside
         self._settings = settings
         self._log = log
         self._parts: _Parts | None = None
         self._runners: list[web.AppRunner] = []
-        self._exposure = Exposure(plan_of(settings), store, log, lambda: find_docker(settings))
+        self.exposure = Exposure(plan_of(settings), store, log, lambda: find_docker(settings))
         self._stop = asyncio.Event()
         self._unresolved: list[str] = list(peers)
 
@@ -114,9 +124,11 @@ class Daemon:
             await self._start()
             self._mark(running=True)
             # Names are resolved once the router answers: a slow resolver delays nobody.
-            work = (self._expire_addresses(), self._connect_given(), self._exposure.watch(), systemd.show_life(),
+            work = (self._expire_addresses(), self._connect_given(), self.exposure.watch(), systemd.show_life(),
                     takeover.follow(self._settings, self._log))  # fmt: skip
             tasks = [loop.create_task(one) for one in (*work, self.parts.services.follow())]
+            if self._beside is not None:
+                tasks.append(asyncio.ensure_future(self._beside(self)))
             systemd.notify(systemd.READY)
             await self._stop.wait()
             self._log.info("=== received SIGINT/SIGTERM ===\n*** exiting")
@@ -210,7 +222,7 @@ class Daemon:
             return Services(
                 self._settings,
                 self._store,
-                self._exposure,
+                self.exposure,
                 service,
                 name,
                 uid=uid,
@@ -226,7 +238,7 @@ class Daemon:
 
     async def _start(self) -> None:
         settings, parts = self._settings, self.parts
-        await self._exposure.start()
+        await self.exposure.start()
         try:
             await parts.services.start()
         except ServiceError as error:
@@ -248,7 +260,7 @@ class Daemon:
 
     def _control_application(self, api: http.Api) -> web.Application:
         application = api.application(read_only=False)
-        http_expose.add_routes(application, self._exposure)
+        http_expose.add_routes(application, self.exposure)
         services = self.parts.services
         if services.ipam is not None:
             tracker = "no-masq-local" if self._settings.no_masq_local else ""
@@ -257,6 +269,12 @@ class Daemon:
             http_addresses.add_routes_without_allocation(application)
         if services.names is not None:
             http_names.add_routes(application, services.names)
+        http_ready.add_routes(
+            application,
+            Readiness(self._settings.ready_patience),
+            self.parts.service.status,
+            lambda: services.ipam is None or services.ipam.ready,
+        )
         return application
 
     async def _listen(self, address: str, application: web.Application, what: str) -> None:
@@ -311,7 +329,7 @@ class Daemon:
         fields = router_report.fields(parts.service, parts.frames, parts.sleeve, parts.fast)
         document = report.build(status, fields, __version__)
         router_report.add_counters(document["Router"]["Connections"], status, parts.sleeve, parts.fast)
-        more = {"Exposure": self._exposure.report(), "Agreement": parts.agreement.document(), "State": self._state()}
+        more = {"Exposure": self.exposure.report(), "Agreement": parts.agreement.document(), "State": self._state()}
         return {**document, **parts.services.report(), **more}
 
     def metrics(self) -> bytes:
@@ -371,6 +389,10 @@ class Daemon:
             self._log.error("%s; this list of peers is not stored", error)
 
 
+# What somebody else does with a router that runs, until it is cancelled at the end.
+Beside = Callable[[Daemon], Awaitable[None]]
+
+
 def _address_error(protocol: str, settings: Settings, error: OSError) -> StartError:
     reason = (error.strerror or str(error)).lower()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host or "0.0.0.0"
@@ -387,8 +409,11 @@ def _dump_tasks(loop: asyncio.AbstractEventLoop) -> None:
         task.print_stack(file=sys.stderr)
 
 
-def run(settings: Settings, log: logging.Logger) -> int:
-    """The whole life of a router; returns its exit code. The outermost edge: nothing is raised."""
+def run(settings: Settings, log: logging.Logger, beside: Beside | None = None) -> int:
+    """The whole life of a router, with what is to go on beside it; returns its exit code.
+
+    The outermost edge: nothing is raised.
+    """
     log.info("%s", options_line(dict(settings.given)))
     log.info("weave  %s", __version__)
     for peer in settings.peers:
@@ -409,7 +434,7 @@ def run(settings: Settings, log: logging.Logger) -> int:
         log.critical("%s", error)
         return 1
     try:
-        uvloop.run(_main(Daemon(settings, log, peers, store), name, ports))
+        uvloop.run(_main(Daemon(settings, log, peers, store, beside), name, ports))
     except StartError as error:
         log.critical("%s", error)
         return 1

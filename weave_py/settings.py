@@ -61,7 +61,7 @@ def _flags() -> dict[str, Flag]:
         Flag("datapath", str, "", "accepted and ignored: there is no Open vSwitch"),
         Flag("no-fastdp", bool, False, "carry frames over sleeve only"),
         Flag("no-bridged-fastdp", bool, False, "accepted and ignored"),
-        Flag("expect-npc", bool, False, "leave filtering to the policy controller", "network policy"),
+        Flag("expect-npc", bool, False, "leave filtering to the policy controller"),
         Flag("no-masq-local", bool, False, "keep sources of traffic to local containers"),
         Flag("awsvpc", bool, False, "not supported"),
         Flag("name", str, "", "peer name, six hex groups"),
@@ -90,6 +90,7 @@ def _flags() -> dict[str, Flag]:
         Flag("db-prefix", str, "", "where state is kept: this, and data.sqlite"),
         Flag("proc-path", str, "/proc", "where the host's processes are seen"),
         Flag("host-root", str, "", "where the host's root is mounted"),
+        Flag("ready-patience", str, "60s", "without any peer for so long, GET /ready says so; 0: it never does"),
     ]
     flags += [
         Flag("dns-domain", str, "weave.local.", "domain of names"),
@@ -147,6 +148,7 @@ class Settings:
     socket_path: str
     trusted_subnets: tuple[IPv4Network | IPv6Network, ...]
     host_root: str
+    ready_patience: float
     db_prefix: str
     proc_path: str
     resume: bool
@@ -260,6 +262,7 @@ def check(
         socket_path=str(values["socket"]),
         trusted_subnets=_subnets(str(values["trusted-subnets"])),
         host_root=str(values["host-root"]),
+        ready_patience=_patience(str(values["ready-patience"])),
         db_prefix=str(values["db-prefix"]),
         proc_path=str(values["proc-path"]),
         metrics_address=str(values["metrics-addr"]),
@@ -387,6 +390,11 @@ def _reclaim(text: str, *, allocates: bool) -> float | None:
     if text and not allocates:
         raise SettingsError("--ipalloc-reclaim specified without --ipalloc-range.")
     return _duration("ipalloc-reclaim", text) if text else None
+
+
+def _patience(text: str) -> float:
+    """Seconds; 0 for no end of it."""
+    return 0.0 if text in ("0", "0s") else _duration("ready-patience", text)
 
 
 def _check_init(text: str) -> None:
