@@ -106,6 +106,13 @@ def addresses(ip: IPRoute, index: int) -> list[str]:
     ]
 
 
+def own_addresses() -> frozenset[str]:
+    """All addresses of this host, without prefix length."""
+    with IPRoute() as ip:
+        found = [row.get_attr("IFA_LOCAL") or row.get_attr("IFA_ADDRESS") for row in ip.get_addr()]
+    return frozenset(map(str, found))
+
+
 def ports(bridge: str) -> tuple[Link, ...]:
     """The ports of a bridge; none if there is no such bridge."""
     with IPRoute() as ip:

@@ -5,6 +5,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from host.containers import EXPOSED
+from host.links import own_addresses
 from ipam.seams import IpamError
 from weave_py.exposure import ExposeError
 from weave_py.kube_environment import KubeEnvironment
@@ -31,7 +32,8 @@ class Node:
         # Whoever is there now is told by the cluster, not by the last run.
         store.set_running(False)
         store.close()
-        return peers, len(peers) + 1
+        here = await asyncio.to_thread(own_addresses)
+        return peers, len(set(peers) - here) + 1
 
     async def follow(self, daemon: "Daemon") -> None:
         """Until cancelled."""
