@@ -10,6 +10,7 @@ from npc.plan import (
     Accept,
     Base,
     Chain,
+    Count,
     Direction,
     Drop,
     ElementSet,
@@ -21,11 +22,13 @@ from npc.plan import (
     InInterface,
     InSet,
     Key,
+    Log,
     Rule,
     ToNetwork,
     VerdictMap,
     Vmap,
 )
+from npc.ranges import Network
 from npc.verdict import ICMP6_EXEMPT, MULTICAST
 
 # Map of a direction's isolated addresses, by the length of an address.
@@ -34,6 +37,9 @@ ISOLATED = {
     Direction.EGRESS: {4: "eg4", 16: "eg6"},
 }
 SELF = {4: "self4", 16: "self6"}
+# Addresses that are somebody's, and the counter of drops of what goes to others.
+KNOWN = {4: "known4", 16: "known6"}
+UNKNOWN = "unknown"
 _OWN_ADDRESS = {
     Direction.INGRESS: {4: Field.DESTINATION4, 16: Field.DESTINATION6},
     Direction.EGRESS: {4: Field.SOURCE4, 16: Field.SOURCE6},
@@ -50,11 +56,15 @@ _BEFORE_TRACKING = -300
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a node attaches its table. `hook` is FORWARD, or POSTROUTING where kube-proxy runs in IPVS mode."""
+    """How a node attaches its table. `hook` is FORWARD, or POSTROUTING where kube-proxy runs in IPVS mode.
+
+    What goes to an address of the networks `closed` that is no pod's and no node's is dropped.
+    """
 
     hook: Hook = Hook.FORWARD
     bridge: str = "weave"
     multicast: bool = True
+    closed: tuple[Network, ...] = ()
 
 
 def maps() -> Iterator[VerdictMap]:
@@ -64,10 +74,19 @@ def maps() -> Iterator[VerdictMap]:
         yield VerdictMap(names[16], Key.ADDRESS6)
 
 
-def sets() -> Iterator[ElementSet]:
-    """The sets of pods that reach themselves, empty."""
+def sets(options: Options) -> Iterator[ElementSet]:
+    """The sets of pods that reach themselves, and of known addresses where they matter; empty."""
     yield ElementSet(SELF[4], Key.ADDRESS4_ADDRESS4)
     yield ElementSet(SELF[16], Key.ADDRESS6_ADDRESS6)
+    if options.closed:
+        yield ElementSet(KNOWN[4], Key.ADDRESS4)
+        yield ElementSet(KNOWN[16], Key.ADDRESS6)
+
+
+def counters(options: Options) -> Iterator[str]:
+    """The counters that belong to no class."""
+    if options.closed:
+        yield UNKNOWN
 
 
 def chains(options: Options) -> Iterator[Chain]:
@@ -88,9 +107,21 @@ def _rules(direction: Direction, options: Options) -> Iterator[Rule]:
         yield Rule((FromOwnNode(),), accept, "own node")
     yield Rule((Icmp6Types(ICMP6_EXEMPT),), accept, "neighbour discovery")
     if options.multicast:
-        for network in MULTICAST:
-            yield Rule((ToNetwork(network),), accept, "multicast")
+        for group in MULTICAST:
+            yield Rule((ToNetwork(group),), accept, "multicast")
     for size, name in SELF.items():
         yield Rule((InSet(_BOTH_ADDRESSES[size], name),), accept, "pods reach themselves")
     for size, name in ISOLATED[direction].items():
         yield Rule((), (Vmap(_OWN_ADDRESS[direction][size], name),))
+    if direction is Direction.INGRESS:
+        for network in options.closed:
+            yield from _closed(network)
+
+
+def _closed(network: Network) -> Iterator[Rule]:
+    size = network.max_prefixlen // 8
+    nobody = InSet((_OWN_ADDRESS[Direction.INGRESS][size],), KNOWN[size], negate=True)
+    matches = (ToNetwork(str(network)), nobody)
+    noted = (Count(UNKNOWN), Log(f"wnpc:{Direction.INGRESS.value}:{UNKNOWN}"))
+    yield Rule(matches, noted, "nobody's address")
+    yield Rule(matches, (Drop(),))

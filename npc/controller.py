@@ -21,7 +21,7 @@ from nft.wire import NftError
 from npc import bridge, flows
 from npc.base import Options
 from npc.kernel import Table
-from npc.model import Model, Touched
+from npc.model import Model
 from npc.objects import Document
 from npc.planner import Planner
 from npc.verdict import Connection, judge
@@ -139,7 +139,7 @@ class Controller:
     def move(self, options: Options) -> None:
         """Stand at another hook."""
         planner = Planner(self.model, self.node, options)
-        planner.update(Touched(set(self.model.pods), set(self.model.namespaces), set(self.model.policies)))
+        planner.update(self.model.everything())
         self.planner = planner
         self.rebuild()
 

@@ -16,6 +16,7 @@ from npc.model import Model
 from npc.plan import Direction
 from npc.proposal import Proposal, propose
 from npc.question import End, Question, questions
+from npc.ranges import Network
 from npc.reasons import port_text, why_not
 from npc.verdict import Connection, Match, Side, Verdict, judge
 
@@ -87,6 +88,7 @@ class Explanation:
             "destinationAddress": str(ip_address(self.connection.destination)),
             "port": self.question.what,
             "exempt": None if exemption is None else exemption.value,
+            "unknownDestination": self.verdict.closed,
             "egress": self.egress.document(),
             "ingress": self.ingress.document(),
             "notes": list(self.question.notes),
@@ -94,16 +96,30 @@ class Explanation:
 
 
 def explain(
-    model: Model, source: str, destination: str, port: str, *, multicast: bool = True, proposals: bool = False
+    model: Model,
+    source: str,
+    destination: str,
+    port: str,
+    *,
+    multicast: bool = True,
+    closed: tuple[Network, ...] = (),
+    proposals: bool = False,
 ) -> tuple[Explanation, ...]:
     """Answers for `shop/front`, `shop/db`, `5432/tcp`, one a family. Raises UnknownError."""
     asked = questions(model, source, destination, port)
-    return tuple(explained(model, each, multicast=multicast, proposals=proposals) for each in asked)
+    return tuple(explained(model, each, multicast=multicast, closed=closed, proposals=proposals) for each in asked)
 
 
-def explained(model: Model, question: Question, *, multicast: bool = True, proposals: bool = False) -> Explanation:
-    """The answer to one question; with `proposals`, what would allow it."""
-    verdict = judge(model, question.connection, multicast=multicast)
+def explained(
+    model: Model,
+    question: Question,
+    *,
+    multicast: bool = True,
+    closed: tuple[Network, ...] = (),
+    proposals: bool = False,
+) -> Explanation:
+    """The answer to one question as `judge` gives it; with `proposals`, what would allow it."""
+    verdict = judge(model, question.connection, multicast=multicast, closed=closed)
 
     def side(end: End, judged: Side) -> ExplainedSide:
         wanted = proposals and not verdict.allowed
@@ -148,6 +164,8 @@ def text(document: Mapping[str, Any]) -> list[str]:
     lines = [f"{document['verdict']}: {document['source']} -> {document['destination']} {document['port']}"]
     if document["exempt"]:
         lines.append(f"  exempt: {document['exempt']}")
+    if document["unknownDestination"]:
+        lines.append("  closed: no pod and no node has the destination's address (--unknown=drop)")
     for direction in (Direction.EGRESS, Direction.INGRESS):
         lines += _side_text(document[direction.name.lower()], direction)
     lines += [f"  note: {note}" for note in document["notes"]]

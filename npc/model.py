@@ -25,14 +25,15 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Touched:
-    """What changed since it was last asked: pods (their labels, addresses, being), namespaces' labels, policies."""
+    """What changed: pods (their labels, addresses, being), namespaces' labels, policies, nodes' addresses."""
 
     pods: set[PodKey] = field(default_factory=set)
     namespaces: set[str] = field(default_factory=set)
     policies: set[PolicyKey] = field(default_factory=set)
+    nodes: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
-        return bool(self.pods or self.namespaces or self.policies)
+        return bool(self.pods or self.namespaces or self.policies or self.nodes)
 
 
 class Model:
@@ -56,6 +57,10 @@ class Model:
         touched, self._touched = self._touched, Touched()
         return touched
 
+    def everything(self) -> Touched:
+        """All there is, for who begins anew."""
+        return Touched(set(self.pods), set(self.namespaces), set(self.policies), set(self.nodes))
+
     # --- objects of the API ---
 
     def apply(self, kind: str, document: Document) -> None:
@@ -71,7 +76,10 @@ class Model:
                 self.namespaces[name] = found
                 self._touched.namespaces.add(name)
         elif kind == "Node":
-            self.nodes[name] = objects.node_addresses(document)
+            addresses = objects.node_addresses(document)
+            if self.nodes.get(name) != addresses:
+                self.nodes[name] = addresses
+                self._touched.nodes.add(name)
 
     def delete(self, kind: str, name: str, namespace: str = "", uid: str = "") -> None:
         """An object is gone; with `uid`, only if it is still that one."""
@@ -84,8 +92,8 @@ class Model:
         elif kind == "Namespace":
             if self.namespaces.pop(name, None) is not None:
                 self._touched.namespaces.add(name)
-        elif kind == "Node":
-            self.nodes.pop(name, None)
+        elif kind == "Node" and self.nodes.pop(name, None) is not None:
+            self._touched.nodes.add(name)
 
     def sync(self, kind: str, documents: Iterable[Document]) -> None:
         """All objects of a kind, as a list of the API has them; others are gone."""

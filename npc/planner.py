@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from npc import base
 from npc.compile import compile_rules
 from npc.draft import Draft
+from npc.known import KnownAddresses
 from npc.model import Model, Touched
 from npc.naming import Names
 from npc.objects import PodKey
@@ -65,6 +66,7 @@ class Planner:
         self._draft = Draft()
         self._names = Names()
         self._sets = PodSets(model, node, self._draft)
+        self._known = KnownAddresses(model, self._draft) if options.closed else None
         self._locals: dict[PodKey, _Local] = {}
         self._locals_in: dict[str, set[PodKey]] = {}
         self._classes: dict[ClassKey, PodClass] = {}
@@ -72,8 +74,10 @@ class Planner:
         self._review: set[PodKey] = set()
         for mapped in base.maps():
             self._draft.add_map(mapped)
-        for made in base.sets():
+        for made in base.sets(options):
             self._draft.add_set(made)
+        for counter in base.counters(options):
+            self._draft.add_counter(counter)
         for chain in base.chains(options):
             self._draft.put_chain(chain)
 
@@ -88,6 +92,8 @@ class Planner:
         for namespace in touched.namespaces:
             pods |= self._model.pods_in.get(namespace, set())
         self._sets.place(pods)
+        if self._known is not None:
+            self._known.update(touched)
         for key in touched.policies:
             pods |= self._locals_in.get(key[0], set())
         fresh: set[User] = set()

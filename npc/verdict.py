@@ -14,6 +14,7 @@ from npc.model import Model
 from npc.objects import Pod
 from npc.plan import Direction, PortRange
 from npc.policy import BlockPeer, NamedPort, Peer, Policy, PolicyRule
+from npc.ranges import Network
 
 ICMP, ICMP6 = 1, 58
 # Multicast listeners, router and neighbour discovery: without them a pod finds no neighbour.
@@ -71,26 +72,42 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer, both sides even where the first one denies; exempt connections have sides all the same."""
+    """The answer, both sides even where the first one denies; exempt connections have sides all the same.
+
+    `closed` is that the destination is nobody's, and such are not reached.
+    """
 
     exemption: Exemption | None
     egress: Side
     ingress: Side
+    closed: bool = False
 
     @property
     def allowed(self) -> bool:
         """Whether the connection is allowed."""
-        return self.exemption is not None or (self.egress.allowed and self.ingress.allowed)
+        return self.exemption is not None or (self.egress.allowed and self.ingress.allowed and not self.closed)
 
 
-def judge(model: Model, connection: Connection, *, multicast: bool = True) -> Verdict:
-    """The verdict on a connection; `multicast` is whether it passes unasked."""
+def judge(model: Model, connection: Connection, *, multicast: bool = True, closed: tuple[Network, ...] = ()) -> Verdict:
+    """The verdict on a connection.
+
+    `multicast` is whether it passes unasked; what goes to an address of the networks `closed` that is nobody's is
+    denied (NPC spec §4.5), unless a node sends it: who is not known may well be on it.
+    """
     source, destination = model.owner(connection.source), model.owner(connection.destination)
     return Verdict(
         _exemption(model, connection, source, destination, multicast),
         _side(model, Direction.EGRESS, connection, source, destination),
         _side(model, Direction.INGRESS, connection, destination, source),
+        destination is None and _to_nobody(model, connection, closed),
     )
+
+
+def _to_nobody(model: Model, connection: Connection, closed: tuple[Network, ...]) -> bool:
+    ip = ip_address(connection.destination)
+    if not any(ip in each for each in closed):
+        return False
+    return not model.node_of(connection.destination) and not model.node_of(connection.source)
 
 
 def _exemption(

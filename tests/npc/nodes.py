@@ -27,6 +27,9 @@ class Nodes:
     def passes(self, connection: Connection) -> bool:
         """Whether a packet gets through the nodes of both its ends; what a node sends to itself meets no hook."""
         source, destination = self._place(connection.source), self._place(connection.destination)
+        if self.model.node_of(connection.source) and self.model.owner(connection.destination) is None:
+            # Whoever it is that policy does not know, the sender may be its own node.
+            return True
         here = [name for name in dict.fromkeys((source, destination)) if name in self.kernels]
         for name in here:
             own = self.model.nodes.get(name, frozenset())
@@ -37,8 +40,9 @@ class Nodes:
         return True
 
     def _place(self, address: bytes) -> str:
+        """The node of an address; who is not known is a container on one of them."""
         pod = self.model.owner(address)
-        return self.model.node_of(address) if pod is None else pod.node
+        return self.model.node_of(address) or next(iter(self.kernels)) if pod is None else pod.node
 
 
 def apply(plan: Plan, change: Change) -> None:

@@ -1,7 +1,7 @@
 """Explanations: the words for the cases, and that they never say other than the verdict."""
 
 from copy import deepcopy
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -35,8 +35,8 @@ def shop(*policies: dict[str, Any]) -> Model:
     return model
 
 
-def words(model: Model, source: str, destination: str, port: str, **options: bool) -> list[str]:
-    return text(explain(model, source, destination, port, **options)[0].document())
+def words(model: Model, source: str, destination: str, port: str, *, proposals: bool = False) -> list[str]:
+    return text(explain(model, source, destination, port, proposals=proposals)[0].document())
 
 
 def test_an_allowed_connection_names_the_rule() -> None:
@@ -114,6 +114,16 @@ def test_what_is_not_known(source: str, destination: str, port: str, error: str)
     with pytest.raises(UnknownError) as raised:
         explain(shop(), source, destination, port)
     assert str(raised.value) == error
+
+
+def test_an_address_of_nobody_is_closed_on_demand() -> None:
+    closed = (ip_network("10.32.0.0/12"),)
+    (found,) = explain(shop(), "shop/cart", "10.32.9.9", "80", closed=closed)
+    assert text(found.document())[:2] == [
+        "deny: shop/cart (10.32.1.2) -> 10.32.9.9 80/TCP",
+        "  closed: no pod and no node has the destination's address (--unknown=drop)",
+    ]
+    assert all(each.allowed for each in explain(shop(), "shop/cart", "blog/cart", "80", closed=closed))
 
 
 def test_pods_on_the_hosts_network_and_finished_ones_are_noted() -> None:

@@ -1,5 +1,6 @@
 """Random clusters and small changes: the plan that followed is the plan made anew, and it does what the model says."""
 
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from npc.verdict import Connection, judge
 from tests.npc.clusters import World, changes, connections
 from tests.npc.nodes import Nodes, apply
 
+RANGES = (ip_network("10.32.0.0/16"), ip_network("fd00::/64"))
 histories = st.lists(st.lists(changes, min_size=1, max_size=4), min_size=1, max_size=8)
+options = st.builds(Options, st.sampled_from((Hook.FORWARD, Hook.POSTROUTING)), closed=st.sampled_from(((), RANGES)))
 probes = st.lists(connections(), min_size=5, max_size=15)
 
 
@@ -27,12 +30,12 @@ def copied(plan: Plan) -> Plan:
 
 @pytest.mark.timeout(600)
 @settings(max_examples=40, deadline=None)
-@given(histories, probes, st.lists(st.integers(0, 99), max_size=10), st.sampled_from((Hook.FORWARD, Hook.POSTROUTING)))
+@given(histories, probes, st.lists(st.integers(0, 99), max_size=10), options)
 def test_a_plan_that_followed_is_the_plan_made_anew(
-    history: list[list[tuple[Any, ...]]], probes: list[Connection], order: list[int], hook: Hook
+    history: list[list[tuple[Any, ...]]], probes: list[Connection], order: list[int], options: Options
 ) -> None:
     world = World()
-    nodes = Nodes(world.model, "n1", "n2", options=Options(hook))
+    nodes = Nodes(world.model, "n1", "n2", options=options)
     nodes.update()
     for batch in history:
         before = {name: copied(plan) for name, plan in nodes.kernels.items()}
@@ -43,14 +46,17 @@ def test_a_plan_that_followed_is_the_plan_made_anew(
         model = world.again(order)
         touched = model.take()
         for name, planner in nodes.planners.items():
-            fresh = Planner(model, name, Options(hook))
+            fresh = Planner(model, name, options)
             fresh.update(touched)
             assert planner.plan == fresh.plan
             assert nodes.kernels[name] == planner.plan
             apply(before[name], diff(before[name], planner.plan))
             assert before[name] == planner.plan
         for probe in probes:
-            assert nodes.passes(probe) == judge(world.model, probe).allowed
-            assert judge(model, probe) == judge(world.model, probe)
+            verdict = judge(world.model, probe, closed=options.closed)
+            assert nodes.passes(probe) == verdict.allowed
+            assert judge(model, probe, closed=options.closed) == verdict
             if probe in passed and not nodes.passes(probe):
-                assert any({probe.source, probe.destination} & change.review for change in made.values())
+                assert verdict.closed or any(
+                    {probe.source, probe.destination} & change.review for change in made.values()
+                )
