@@ -32,8 +32,8 @@ _IFREQ = struct.Struct("16sP16x")
 def hand_back(bridge: str, proc: str = "/proc") -> list[str]:
     """Do all of it, with no router running; what was done and what is left to do, a line each. Raises HostError."""
     done = [f"removed {name}" for name in (*remove_vxlans(bridge), *rules.remove(), *_remove_policy())]
-    kind = bridge_type(bridge)
-    if kind is BridgeType.NONE:
+    if bridge_type(bridge) is not BridgeType.BRIDGE:
+        # Nothing to hand over, or a datapath that finishes frames itself.
         return done
     try:
         checksums_in_software(bridge)
@@ -47,8 +47,7 @@ def hand_back(bridge: str, proc: str = "/proc") -> list[str]:
         raise HostError(f"unable to change {bridge}: {error_text(error)}") from error
     for port in unseen(bridge, found):
         done.append(f"unable to find the container behind {port}: 'ethtool -K eth0 tx off' is to be done in it")
-    if kind is BridgeType.BRIDGE:
-        done.append("the device 'datapath' is not there: start Weave Net with --no-fastdp (WEAVE_NO_FASTDP=1)")
+    done.append("the device 'datapath' is not there: start Weave Net with --no-fastdp (WEAVE_NO_FASTDP=1)")
     return done
 
 

