@@ -12,6 +12,8 @@ from bpf.elf import MapSpec, Object
 from bpf.syscall import BpfError, Map, MapInfo, load_program, map_by_id, program_by_id, program_info
 
 SCHED_CLS = 3
+# r0 = 0; exit
+_NOTHING = bytes.fromhex("b7000000000000009500000000000000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,11 @@ class Loaded:
 
     programs: Mapping[str, int]
     maps: Mapping[str, Map]
+
+
+def check(kind: int = SCHED_CLS) -> None:
+    """Whether the kernel takes programs from us. Raises BpfError."""
+    os.close(load_program(kind, "check", _NOTHING, "GPL"))
 
 
 def load(content: Object, kind: int = SCHED_CLS, existing: Mapping[str, Map] | None = None) -> Loaded:

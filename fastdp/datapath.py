@@ -14,17 +14,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Protocol
 
 from fastdp.kernel import Kernel, KernelError
 from fastdp.link import FastLink
 from fastdp.maps import MAX_HOPS, NO_SHORT, UPCALL, Kind, Reason, Route, Traffic, host, unpack_address, unpack_upcall
 from fastdp.table import KernelTable
-from fastdp.wire import DEFAULT_MTU, ends, heartbeat, packet
+from fastdp.wire import DEFAULT_MTU, Cause, ends, heartbeat, packet
 from mesh.names import PeerName, peer_label
 from mesh.seams import AttrValue, ConnectionParams, OverlayError
 from overlay.seams import Forwarder, ForwarderEvents, KernelSink, Topology
 
 HEALTH_FEATURE = "FastdpHealth"
+# A peer that announces this takes nothing from a neighbour but what that one captured for it.
+DIRECT_FEATURE = "FastdpDirect"
 _HEALTH = "1"
 _LEARN_INTERVAL = 0.25
 _BATCH = 64
@@ -36,17 +39,43 @@ _SO_NO_CHECK = 11
 _FLUSH = {False: Path("/proc/sys/net/ipv4/route/flush"), True: Path("/proc/sys/net/ipv6/route/flush")}
 
 
+class LinkPath(Protocol):
+    """What a link needs of its data path."""
+
+    ourself: PeerName
+    loop: asyncio.AbstractEventLoop
+    log: logging.Logger
+    mtu: int
+
+    def now(self) -> float: ...
+
+    def short(self, name: PeerName) -> int | None: ...
+
+    def port_of(self, params: ConnectionParams) -> int: ...
+
+    def carries(self, link: "FastForwarder", source: PeerName, destination: PeerName) -> bool:
+        """Whether what a peer captured may go over a link, towards another."""
+
+    def register(self, forwarder: "FastForwarder") -> int:
+        """A link begins; the number of its counters. Raises KernelError."""
+
+    def unregister(self, forwarder: "FastForwarder") -> None: ...
+
+    def traffic(self, link: int) -> Traffic:
+        """What the kernel counted under a number."""
+
+
 class FastForwarder:
     """The fast data path on one connection (`overlay.seams.Forwarder`, `LinkEffects`)."""
 
     in_kernel = True
 
-    def __init__(self, path: "FastDataPath", params: ConnectionParams, events: ForwarderEvents, route: Route) -> None:
+    def __init__(self, path: LinkPath, params: ConnectionParams, events: ForwarderEvents, route: Route) -> None:
         self._path = path
         self._events = events
         self.peer = params.remote
         self.route = route
-        port = path.port_of(params)
+        self.port = port = path.port_of(params)
         self._v6 = ":" in params.remote_address[0]
         self._target = f"[{params.remote_address[0]}]:{port}" if self._v6 else f"{params.remote_address[0]}:{port}"
         self._label = peer_label(params.remote, params.remote_nickname)
@@ -63,8 +92,12 @@ class FastForwarder:
     def confirm(self) -> None:
         if self._stopped or self.link.confirmed:
             return
-        self.route = replace(self.route, link=self._path.register(self))
-        self._before = self._path.kernel.traffic(self.route.link)
+        try:
+            self.route = replace(self.route, link=self._path.register(self))
+        except KernelError as error:
+            self._events.failed(OverlayError(str(error)))
+            return
+        self._before = self._path.traffic(self.route.link)
         self.link.confirm(self._path.now())
         self._rearm()
 
@@ -84,7 +117,8 @@ class FastForwarder:
             self._path.unregister(self)
 
     def accepts(self, source: PeerName, destination: PeerName) -> bool:
-        return self._path.short(source) is not None and self._path.short(destination) is not None
+        known = self._path.short(source) is not None and self._path.short(destination) is not None
+        return known and self._path.carries(self, source, destination)
 
     def send(self, source: PeerName, destination: PeerName, frame: bytes, broadcast: bool) -> None:
         """Carry a frame that did not come by way of the kernel."""
@@ -106,8 +140,12 @@ class FastForwarder:
 
     def traffic(self) -> Counter[str]:
         """Frames and their bytes since the link began, and what went wrong. Links to one address count together."""
-        carried = self._path.kernel.traffic(self.route.link).since(self._before)
+        carried = self._path.traffic(self.route.link).since(self._before)
         return self.counts + Counter({name.replace("_", "-"): number for name, number in asdict(carried).items()})
+
+    def bar(self, cause: Cause) -> None:
+        """It must not be used, or may be again."""
+        self.link.bar(cause)
 
     # --- the link's effects ---
 
@@ -186,6 +224,11 @@ def is_ours(params: ConnectionParams) -> bool:
     return params.features.get(HEALTH_FEATURE) == _HEALTH
 
 
+def port_of(params: ConnectionParams, own: int) -> int:
+    """The UDP port of a connection: the mesh port of whoever accepted it, and one; `own` is ours."""
+    return (params.remote_address[1] if params.outbound else own) + 1
+
+
 def _connected(local: str, remote: str, port: int) -> socket.socket:
     """A socket whose packets look like the kernel's: never fragmented, without checksum. Raises OSError.
 
@@ -257,8 +300,13 @@ class FastDataPath:
         return self.table.serves(source, hop)
 
     def port_of(self, params: ConnectionParams) -> int:
-        """The UDP port of a connection: that of whoever accepted it, and one."""
-        return (params.remote_address[1] if params.outbound else self._port) + 1
+        return port_of(params, self._port)
+
+    def carries(self, link: FastForwarder, source: PeerName, destination: PeerName) -> bool:
+        return not link.route.direct or (source == self.ourself and destination == link.peer)
+
+    def traffic(self, link: int) -> Traffic:
+        return self.kernel.traffic(link)
 
     def prepare(self, params: ConnectionParams, events: ForwarderEvents) -> FastForwarder:
         local, remote = params.local_address[0], params.remote_address[0]
@@ -270,7 +318,8 @@ class FastDataPath:
             raise OverlayError(f"{MAX_HOPS} links are carried by the kernel already")
         try:
             device = self.kernel.device(self.port_of(params))
-            route = Route(Kind.FAST, host(remote), host(local), device)
+            direct = params.features.get(DIRECT_FEATURE) == "1"
+            route = Route(Kind.FAST, host(remote), host(local), device, direct=direct)
             return FastForwarder(self, params, events, route)
         except (KernelError, OSError, ValueError) as error:
             raise OverlayError(str(error)) from error

@@ -3,21 +3,37 @@
 from typing import Any
 
 from fastdp.datapath import FastDataPath, FastForwarder
+from fastdp.direct import DirectDataPath
 from fastdp.maps import DROPS, NO_SHORT, host_text, unpack_address
 from mesh.names import format_peer_name
 
 _SHOWN_ADDRESSES = 1000
 
 
-def document(path: FastDataPath) -> dict[str, Any]:
+def document(path: FastDataPath | DirectDataPath) -> dict[str, Any]:
     """The report's `Fastdp`. Ages are in seconds; of very many addresses only some are listed."""
+    if isinstance(path, DirectDataPath):
+        return {
+            "Mode": "a device per peer",
+            "Problem": path.problem,
+            "Ports": path.ports,
+            "MTU": path.mtu,
+            "Adopted": path.adopted,
+            "Links": [_link(link) for link in path.links()] or None,
+            "Peers": None,
+            "MACs": None,
+            "Counts": dict(sorted(path.counts.items())),
+            "Drops": {},
+        }
     kernel = path.kernel
     counts = kernel.counts()
     return {
+        "Mode": "programs",
+        "Problem": "",
         "Ports": kernel.ports,
         "MTU": path.mtu,
         "Adopted": kernel.adopted,
-        "Links": [_link(path, link) for link in path.links()] or None,
+        "Links": [_link(link) for link in path.links()] or None,
         "Peers": [
             {
                 "ShortID": short,
@@ -34,7 +50,7 @@ def document(path: FastDataPath) -> dict[str, Any]:
     }
 
 
-def _link(path: FastDataPath, link: FastForwarder) -> dict[str, Any]:
+def _link(link: FastForwarder) -> dict[str, Any]:
     return {
         "Peer": format_peer_name(link.peer),
         "Address": host_text(link.route.hop),

@@ -50,8 +50,9 @@ struct config { __u32 ourself, former, sleeve, ctl, port, spare[3]; };
 // A host's address as it is in a bpf_tunnel_key: IPv6, or an IPv4 number and zeros.
 struct host { __u32 word[4]; };
 // How a peer is reached: addresses of the next hop and of ours for it, the VXLAN device, and what carries frames;
-// `flags` are those of bpf_skb_set_tunnel_key; `link` is where traffic with the next hop is counted.
-struct peer { struct host hop, local; __u32 device, flags; __u8 kind, spare; __u16 link; };
+// `flags` are those of bpf_skb_set_tunnel_key; `link` is where traffic with the next hop is counted;
+// `direct`: it takes nothing but what we captured for it.
+struct peer { struct host hop, local; __u32 device, flags; __u8 kind, direct; __u16 link; };
 // Next hops of the floods of one source; `sleeve`: others are not carried here.
 struct tree { __u16 count, sleeve; __u16 hops[MAX_HOPS]; };
 struct address { __u64 seen; __u16 peer; __u16 spare[3]; };
@@ -332,7 +333,7 @@ SECTION("ingress") int frame_in(struct __sk_buff *skb)
         struct peer *next = map_lookup(&peers, &to);
         if (!next || next->kind == NONE)
             return drop(NO_ROUTE);
-        if (next->kind == SLEEVE)
+        if (next->kind == SLEEVE || next->direct)
             return ask(skb, ours, RELAY, vni, &remote);
         if (same(&next->hop, &remote))
             return drop(HAIRPIN);

@@ -15,7 +15,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from bpf import tc
 from bpf.elf import ObjectError, parse
-from bpf.loader import load, maps_of
+from bpf.loader import check, load, maps_of
 from bpf.syscall import BpfError, Map
 from fastdp.maps import COUNT, COUNTS, KEY, Config, Traffic, unpack_learned
 
@@ -37,6 +37,8 @@ class Kernel:
         self.ctl = ctl
         self._devices: dict[int, int] = {}
         with self._errors(), IPRoute() as ip:
+            # What is on the host stays as it is where we could not take its place.
+            check()
             index = device(port)
             self.adopted = bool(tc.attached(index))
             content = parse(resources.files("fastdp").joinpath(_OBJECT).read_bytes())

@@ -9,7 +9,7 @@ once. No sockets and no clock. Source: data plane spec §4.3, §4.4.
 
 from typing import Protocol
 
-from fastdp.wire import IPV6_MORE, OVERHEAD, Control, is_heartbeat
+from fastdp.wire import IPV6_MORE, OVERHEAD, Cause, Control, is_heartbeat
 
 FAST_HEARTBEAT = 0.5
 SLOW_HEARTBEAT = 10.0
@@ -54,6 +54,7 @@ class FastLink:
         self._acknowledged = False
         self._receiving = True
         self._heard = True
+        self._barred = self._barred_there = Cause.NOTHING
         self._healthy = True
         self._last_beat: float | None = None
         self._passed = 0
@@ -67,6 +68,10 @@ class FastLink:
         """Why it carries nothing now; empty if it may."""
         if self.path_mtu is not None:
             return f"path MTU {self.path_mtu} < {self.needs}"
+        if self._barred:
+            return "frames have to be relayed here, which this kernel does not do without BPF"
+        if self._barred_there:
+            return "the peer has to relay frames, which its kernel does not do without BPF"
         if not self._receiving:
             return f"nothing is received on UDP port {self._port}: is it blocked, or the path MTU < {self.needs}?"
         if not self._heard:
@@ -105,10 +110,17 @@ class FastLink:
                 self._beat_at = now + self._interval
                 self._effects.established()
         elif tag == Control.HEALTH and payload and self._ours:
-            self._heard = bool(payload[0])
+            self._barred_there = Cause.RELAYS if payload[1:2] == bytes((Cause.RELAYS,)) else Cause.NOTHING
+            self._heard = bool(payload[0]) or bool(self._barred_there)
             self._judge()
             if not self._heard and self._beat_at is not None:
                 self._beat_at = min(self._beat_at, now + OUR_HEARTBEAT)
+
+    def bar(self, cause: Cause) -> None:
+        """The link must not be used, or may be again, though it works; the peer hears of it."""
+        if cause != self._barred:
+            self._barred = cause
+            self._tell()
 
     def next_timer(self) -> float | None:
         """When `tick` wants to be called, None for never."""
@@ -155,12 +167,17 @@ class FastLink:
 
     def _receive(self, receiving: bool) -> None:
         self._receiving = receiving
+        self._tell()
+
+    def _tell(self) -> None:
         if self._ours:
-            self._effects.send_control(Control.HEALTH, bytes((receiving,)))
+            healthy = self._receiving and not self._barred
+            self._effects.send_control(Control.HEALTH, bytes((healthy, *([self._barred] if self._barred else []))))
         self._judge()
 
     def _judge(self) -> None:
-        healthy = self._receiving and self._heard and self.path_mtu is None
+        barred = self._barred or self._barred_there
+        healthy = self._receiving and self._heard and self.path_mtu is None and not barred
         if healthy != self._healthy:
             self._healthy = healthy
             self.changes += 1

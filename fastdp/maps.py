@@ -16,7 +16,7 @@ MAX_LINKS = 512
 KEY = struct.Struct("=I")
 COUNT = struct.Struct("=Q")
 _CONFIG = struct.Struct("=5I12x")
-_PEER = struct.Struct("=16s16sIIBxH")
+_PEER = struct.Struct("=16s16sIIBBH")
 _HOST_V4 = struct.Struct("=I12x")
 # <linux/bpf.h>: BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_F_DONT_FRAGMENT.
 _IPV6, _NO_CHECKSUM, _NO_FRAGMENTS = 1, 2, 4
@@ -77,22 +77,26 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How a peer is reached: addresses of the next hop and of ours, the VXLAN device's index, its link's counters."""
+    """How a peer is reached: addresses of the next hop and of ours, the VXLAN device's index, its link's counters.
+
+    `direct`: the next hop takes nothing but what we captured for it.
+    """
 
     kind: Kind
     hop: bytes = bytes(16)
     local: bytes = bytes(16)
     device: int = 0
     link: int = 0
+    direct: bool = False
 
     def pack(self) -> bytes:
         flags = _NO_FRAGMENTS | (_NO_CHECKSUM if _is_v4(self.hop) else _IPV6)
-        return _PEER.pack(self.hop, self.local, self.device, flags, self.kind, self.link)
+        return _PEER.pack(self.hop, self.local, self.device, flags, self.kind, self.direct, self.link)
 
     @classmethod
     def unpack(cls, value: bytes) -> "Route":
-        hop, local, device, _, kind, link = _PEER.unpack(value)
-        return cls(Kind(kind), hop, local, device, link)
+        hop, local, device, _, kind, direct, link = _PEER.unpack(value)
+        return cls(Kind(kind), hop, local, device, link, bool(direct))
 
 
 NO_ROUTE = Route(Kind.NONE)

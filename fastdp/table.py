@@ -165,7 +165,8 @@ class KernelTable:
                 continue
             if forwarder is not None:
                 neighbour = self._fast(forwarder)
-                wanted[short] = Route(Kind.SLEEVE) if neighbour is None else neighbour[1]
+                usable = neighbour is not None and (neighbour[0] == name or not neighbour[1].direct)
+                wanted[short] = neighbour[1] if neighbour is not None and usable else Route(Kind.SLEEVE)
         for short, route in self._routes.items():
             if short not in wanted:
                 wanted[short] = route if route.kind is Kind.FAST and route.hop in self._held else NO_ROUTE
@@ -205,9 +206,11 @@ class KernelTable:
             if self._trees.pop(short, None) is not None:
                 self._maps["trees"].delete(KEY.pack(short))
             return
-        fast = [neighbour[0] for neighbour in map(self._fast, hops) if neighbour is not None]
+        ours = source == self._topology.ourself
+        neighbours = (neighbour for neighbour in map(self._fast, hops) if neighbour is not None)
+        fast = [peer for peer, route in neighbours if ours or not route.direct]
         known = [self._short[peer] for peer in fast if peer in self._short]
-        if source == self._topology.ourself and short in self._trees:
+        if ours and short in self._trees:
             known += [hop for hop in self._served(self._trees[short].hops) if hop not in known]
         self._plant(short, Tree(tuple(known[:MAX_HOPS]), len(known) < len(hops) or len(known) > MAX_HOPS))
 

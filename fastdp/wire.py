@@ -26,6 +26,13 @@ class Control(IntEnum):
     HEALTH = 2
 
 
+class Cause(IntEnum):
+    """Why an end is not healthy, the second octet of HEALTH; none where it only hears nothing."""
+
+    NOTHING = 0
+    RELAYS = 1
+
+
 def vni(source: int, destination: int) -> int:
     """The network identifier of a frame between two short ids."""
     return source | destination << 12

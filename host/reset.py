@@ -11,7 +11,7 @@ from functools import partial
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from host import multicast, netns, rules, vxlan
+from host import multicast, netns, peer_vxlan, rules, vxlan
 from host.bridge import DATAPATH, error_text
 from host.containers import containers
 from host.errors import HostError
@@ -43,7 +43,8 @@ def reset(bridge: str) -> list[str]:
 
 def _is_ours(link: Link, bridge: str, index: int | None) -> bool:
     named = link.name == bridge or link.name.startswith(_PREFIX)
-    return named or vxlan.is_ours(link, index) or (link.name, link.kind) == (DATAPATH, "openvswitch")
+    device = vxlan.is_ours(link, index) or peer_vxlan.is_ours(link)
+    return named or device or (link.name, link.kind) == (DATAPATH, "openvswitch")
 
 
 def _deleted(ip: IPRoute, link: Link) -> bool:

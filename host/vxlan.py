@@ -53,8 +53,22 @@ def ensure_vxlan(bridge: str, port: int, mtu: int, *, floods: bool) -> int:
 def is_ours(link: Link, bridge_index: int | None) -> bool:
     """Whether a link is such a device of a bridge."""
     return (
-        link.kind == KIND and link.name.startswith(PREFIX) and link.master is not None and link.master == bridge_index
+        link.kind == KIND
+        and link.name.removeprefix(PREFIX).isdecimal()
+        and link.master is not None
+        and link.master == bridge_index
     )
+
+
+def remove_vxlan(port: int) -> None:
+    """Remove a UDP port's device, whoever made it, so that others can have the port. Raises HostError."""
+    try:
+        with IPRoute() as ip:
+            device = by_name(ip, f"{PREFIX}{port}")
+            if device is not None:
+                ip.link("del", index=device.index)
+    except NetlinkError as error:
+        raise HostError(f"unable to remove {PREFIX}{port}: {error_text(error)}") from error
 
 
 def remove_vxlans(bridge: str) -> list[str]:

@@ -44,6 +44,7 @@ class Router:
     """A running router. `foreign` is the path of one that is not ours; `build`, where another build of ours lies.
 
     `ipam` is the range it gives addresses from; without one it gives none. `fastdp`: not over sleeve only.
+    `without`: rights that its process does not have.
     """
 
     host: Host
@@ -54,6 +55,7 @@ class Router:
     dns: bool = False
     build: Path | None = None
     fastdp: bool = False
+    without: Sequence[str] = ()
     process: "subprocess.Popen[bytes] | None" = field(default=None)
     launched: int | None = None
 
@@ -110,7 +112,9 @@ class Router:
 
     def _program(self) -> list[str]:
         if self.foreign is None:
-            return [sys.executable, "-m", "weave_py.weaver"]
+            bounds = ",".join(f"-{right}" for right in self.without)
+            bounded = ["setpriv", "--bounding-set", bounds] if bounds else []
+            return [*bounded, sys.executable, "-m", "weave_py.weaver"]
         own = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", self.foreign]
         return [*own, "--weave-bridge", "weave", "--datapath", "datapath", "--docker-api=", "--port", "6783"]
 

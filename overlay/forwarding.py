@@ -141,6 +141,10 @@ class FrameRouter:
             if learned in (Learned.NEW, Learned.MOVED):
                 self._discovered(learned)
 
+    def forget(self, peer: PeerName) -> None:
+        """Addresses behind a peer are known elsewhere from now on."""
+        self.macs.forget_peer(peer)
+
     def flooded(self, source: PeerName, frame: bytes, *, served: bool) -> None:
         """A frame that the kernel put on the bridge goes on to next hops, but not to those that it served."""
         if not self._topology.knows(source):

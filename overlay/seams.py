@@ -110,6 +110,9 @@ class KernelSink(FrameSink, Protocol):
     def learned(self, mac: bytes, peer: PeerName) -> None:
         """The kernel saw a frame with this source, which it had not known there: at a peer, ourself included."""
 
+    def forget(self, peer: PeerName) -> None:
+        """The kernel carries a peer's frames by itself from now on, and says nothing of addresses behind it."""
+
     def flooded(self, source: PeerName, frame: bytes, *, served: bool) -> None:
         """A frame of `source` is on the bridge and goes on to next hops; `served`: the kernel's own have got it."""
 

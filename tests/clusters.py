@@ -53,6 +53,7 @@ class Cluster:
         password: str | None = None,
         wait: bool = True,
         build: Path | None = None,
+        without: Sequence[str] = (),
     ) -> Router:
         """Start host `number`'s router, given other hosts by number, and wait until it answers."""
         router = Router(
@@ -64,6 +65,7 @@ class Cluster:
             dns=self.dns,
             build=build,
             fastdp=self.fastdp,
+            without=without,
         )
         addresses = [self.address(peer) if isinstance(peer, int) else peer for peer in peers]
         if self.launched and router.foreign is None:

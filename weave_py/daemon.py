@@ -22,6 +22,7 @@ import uvloop
 from aiohttp import web
 
 from fastdp.datapath import FastDataPath
+from fastdp.direct import DirectDataPath
 from host.errors import HostError
 from host.tap import TAP_NAME
 from ipam.seams import IpamError
@@ -74,7 +75,7 @@ class _Parts:
 
     service: MeshService
     sleeve: SleeveDataPath
-    fast: FastDataPath | None
+    fast: FastDataPath | DirectDataPath | None
     frames: FrameRouter
     tap: Port
     agreement: AgreementGossip
@@ -159,8 +160,7 @@ class Daemon:
         )
         uid = secrets.randbits(64) or 1
         rng = random.Random(secrets.randbits(256))
-        former = None if ports.kernel is None else ports.kernel.former
-        service = MeshService(config, uid=uid, rng=rng, log=log, short_id=former)
+        service = MeshService(config, uid=uid, rng=rng, log=log, short_id=ports.former)
         try:
             packets = packet_path(loop, name, settings.host, settings.port, log)
         except OSError as error:
@@ -168,9 +168,7 @@ class Daemon:
         except ValueError as error:
             raise StartError(str(error)) from error
         sleeve = SleeveDataPath(loop, service.router, packets, log=log)
-        fast = None
-        if ports.kernel is not None:
-            fast = FastDataPath(loop, service.router, ports.kernel, port=settings.port, mtu=ports.mtu, log=log)
+        fast = ports.fast_path(loop, service.router, settings.port, log)
         frames, port = self._frames(loop, service, sleeve, fast, packets.port(ports.tap))
         services = self._services(service, name, uid)
         readers = {"topology": ("topology", self._theirs), IPAM_CHANNEL: ("ring", services.neighbour_ring)}
@@ -182,7 +180,7 @@ class Daemon:
         loop: asyncio.AbstractEventLoop,
         service: MeshService,
         sleeve: SleeveDataPath,
-        fast: FastDataPath | None,
+        fast: FastDataPath | DirectDataPath | None,
         port: Port,
     ) -> tuple[FrameRouter, Port]:
         """What carries frames, put together: the switch, the tables that it writes, the frame router."""

@@ -1,21 +1,28 @@
 """What the router makes on its host before all else: the bridge, sleeve's port, and the kernel's data path.
 
 The kernel's data path is had where it was not refused, where frames may travel in clear, and where the kernel lets
-us; else all frames go over sleeve, and the log says why. Source: data plane spec §7, CLI spec §4.
+us: by programs, or where it takes none by a VXLAN device for every peer. Else all frames go over sleeve, and the log
+says why. Source: data plane spec §7, CLI spec §4.
 """
 
+import asyncio
 import logging
 import os
 from dataclasses import dataclass
 
+from fastdp.datapath import FastDataPath
+from fastdp.direct import DirectDataPath
 from fastdp.kernel import Kernel, KernelError
 from fastdp.wire import DEFAULT_MTU, OVERHEAD
+from host import peer_vxlan
 from host.bridge import MAX_TAP_MTU, ensure_bridge
 from host.errors import HostError
 from host.mtu import fit_containers, underlay_mtu
 from host.tap import CONTROL_NAME, TAP_NAME, open_control, open_tap
-from host.vxlan import ensure_vxlan, remove_vxlans
+from host.vxlan import ensure_vxlan, remove_vxlan, remove_vxlans
 from mesh.names import PeerName, format_peer_name
+from overlay.seams import Topology
+from weave_py.direct_devices import DirectDevices
 from weave_py.settings import Settings
 
 # An underlay that takes at least so many octets takes jumbo frames.
@@ -24,11 +31,33 @@ _JUMBO = 2000
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Sleeve's port as a descriptor, and what runs in the kernel, if anything; `mtu` of the bridge."""
+    """Sleeve's port as a descriptor; what runs in the kernel, or devices of peers, or neither; `mtu` of the bridge.
+
+    `problem` is why there are no programs.
+    """
 
     tap: int
     kernel: Kernel | None
     mtu: int
+    devices: DirectDevices | None = None
+    problem: str = ""
+
+    @property
+    def former(self) -> int | None:
+        """The short id of the router before this one, where the kernel still goes by it."""
+        if self.kernel is not None:
+            return self.kernel.former
+        return None if self.devices is None else self.devices.former
+
+    def fast_path(
+        self, loop: asyncio.AbstractEventLoop, topology: Topology, port: int, log: logging.Logger
+    ) -> FastDataPath | DirectDataPath | None:
+        """The fast data path above it, for a router of this mesh port."""
+        if self.kernel is not None:
+            return FastDataPath(loop, topology, self.kernel, port=port, mtu=self.mtu, log=log)
+        if self.devices is not None:
+            return DirectDataPath(loop, topology, self.devices, port=port, mtu=self.mtu, problem=self.problem, log=log)
+        return None
 
 
 def prepare(settings: Settings, name: PeerName, log: logging.Logger) -> Ports:
@@ -36,23 +65,53 @@ def prepare(settings: Settings, name: PeerName, log: logging.Logger) -> Ports:
     refusal = _refusal(settings)
     if not refusal:
         mtu = settings.mtu or (_largest(log) if settings.mtu_auto else DEFAULT_MTU)
-        tap = _bridge_and_tap(settings, name, mtu, fast=True)
-        try:
-            kernel = _kernel(settings, mtu)
-            for ident in fit_containers(settings.bridge, mtu, settings.proc_path):
-                log.info("MTU of container %s lowered to %d: it was attached under a larger one", ident, mtu)
-            return Ports(tap, kernel, mtu)
-        except (KernelError, HostError) as error:
-            os.close(tap)
-            refusal = str(error)
-            log.warning("frames are carried over sleeve only: %s", refusal)
+        for way in (_by_programs, _by_peer):
+            try:
+                made = way(settings, name, mtu, refusal, log)
+            except (KernelError, HostError) as error:
+                refusal = f"{refusal}; {error}" if refusal else str(error)
+            else:
+                _fit(settings, mtu, log)
+                return made
+        log.warning("frames are carried over sleeve only: %s", refusal)
     mtu = settings.mtu or MAX_TAP_MTU
     tap = _bridge_and_tap(settings, name, mtu, fast=False)
     # With what an earlier run left in the kernel every frame would be carried twice.
     remove_vxlans(settings.bridge)
+    peer_vxlan.remove_all(settings.bridge)
+    _fit(settings, mtu, log)
+    return Ports(tap, None, mtu)
+
+
+def _fit(settings: Settings, mtu: int, log: logging.Logger) -> None:
     for ident in fit_containers(settings.bridge, mtu, settings.proc_path):
         log.info("MTU of container %s lowered to %d: it was attached under a larger one", ident, mtu)
-    return Ports(tap, None, mtu)
+
+
+def _by_programs(settings: Settings, name: PeerName, mtu: int, problem: str, log: logging.Logger) -> Ports:
+    """The kernel's programs. Raises HostError, KernelError."""
+    tap = _bridge_and_tap(settings, name, mtu, fast=True)
+    try:
+        return Ports(tap, _kernel(settings, mtu), mtu)
+    except BaseException:
+        os.close(tap)
+        raise
+
+
+def _by_peer(settings: Settings, name: PeerName, mtu: int, problem: str, log: logging.Logger) -> Ports:
+    """A device for every peer, where the kernel takes no program. Raises HostError, KernelError."""
+    tap = _bridge_and_tap(settings, name, mtu, fast=False)
+    try:
+        # The port's devices of either kind exclude those of the other.
+        remove_vxlans(settings.bridge)
+        remove_vxlan(settings.port + 1)
+        devices = DirectDevices(settings.bridge, mtu)
+        devices.check(settings.port + 1)
+    except BaseException:
+        os.close(tap)
+        raise
+    log.warning("the kernel carries frames between direct peers only, by a device each: %s", problem)
+    return Ports(tap, None, mtu, devices, problem)
 
 
 def _refusal(settings: Settings) -> str:
@@ -82,9 +141,9 @@ def _kernel(settings: Settings, mtu: int) -> Kernel:
     control = open_control(MAX_TAP_MTU)
     try:
         main = settings.port + 1
-
         def device(port: int) -> int:
             try:
+                peer_vxlan.remove_all(settings.bridge)
                 return ensure_vxlan(settings.bridge, port, mtu, floods=port == main)
             except HostError as error:
                 raise KernelError(str(error)) from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastdp import diagnostics
 from fastdp.datapath import FastDataPath
+from fastdp.direct import DirectDataPath
 from host.tap import TAP_NAME
 from mesh.names import format_peer_name
 from mesh.status import MeshStatus
@@ -18,7 +19,7 @@ from weave_py import report
 
 
 def fields(
-    service: MeshService, frames: FrameRouter, sleeve: SleeveDataPath, fast: FastDataPath | None
+    service: MeshService, frames: FrameRouter, sleeve: SleeveDataPath, fast: FastDataPath | DirectDataPath | None
 ) -> dict[str, Any]:
     """`Interface`, `CaptureStats` and `MACs` as the reference has them; then ours."""
     now = asyncio.get_running_loop().time()
@@ -56,7 +57,10 @@ def fields(
 
 
 def add_counters(
-    rows: list[dict[str, Any]] | None, status: MeshStatus, sleeve: SleeveDataPath, fast: FastDataPath | None
+    rows: list[dict[str, Any]] | None,
+    status: MeshStatus,
+    sleeve: SleeveDataPath,
+    fast: FastDataPath | DirectDataPath | None,
 ) -> None:
     """Give each live connection's row its traffic: frames, by whichever path, and bytes of the control connection."""
     counts = {link.peer: Counter(link.counts) for link in sleeve.links()}

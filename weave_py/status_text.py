@@ -192,7 +192,8 @@ def fastdp(report: Document) -> str:
         return ""
     names = {peer["Name"]: printable(f"{peer['Name']}({peer['NickName']})") for peer in report["Router"]["Peers"]}
     ports = ", ".join(str(port) for port in fastdp["Ports"])
-    lines = [f"UDP port {ports}, MTU {fastdp['MTU']}\n", "links:\n"]
+    problem = f", {fastdp['Mode']}: {printable(fastdp['Problem'])}" if fastdp["Problem"] else ""
+    lines = [f"UDP port {ports or 'none yet'}, MTU {fastdp['MTU']}{problem}\n", "links:\n"]
     for link in fastdp["Links"] or ():
         state = printable(link["Reason"]) or "works"
         lines.append(f"   {names.get(link['Peer'], link['Peer']):<37} {link['Address']:<15} {state}\n")

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from fastdp.link import OUR_TIMEOUT, FastLink
-from fastdp.wire import Control, heartbeat
+from fastdp.wire import Cause, Control, heartbeat
 
 UID = 0x10EB717196F92EFB
 MTU = 1376
@@ -165,3 +165,19 @@ def test_stop(side: Side) -> None:
     side.establish()
     side.link.stop()
     assert side.link.next_timer() is None
+
+
+def test_a_link_that_must_not_be_used() -> None:
+    """Both ends leave it at once, each with its reason, and come back to it at once."""
+    one, other = Side(ours=True), Side(ours=True)
+    for side in (one, other):
+        side.establish()
+    for cause, healthy in ((Cause.RELAYS, False), (Cause.NOTHING, True)):
+        one.link.bar(cause)
+        assert one.heard[-1] is healthy
+        message = one.heard[-2]
+        assert isinstance(message, tuple) and message[0] == Control.HEALTH
+        other.link.control(message[0], message[1], other.now)
+        assert other.heard == [healthy]
+        other.heard.clear()
+        assert ("relay" in one.link.trouble, "relay" in other.link.trouble) == (not healthy, not healthy)

@@ -1,6 +1,7 @@
 """What is written into the kernel's maps, and what is left there for a while."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -50,6 +51,7 @@ class World:
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.links = {peer: object() for peer in (ONE, TWO, THREE)}
         self.slow = object()
+        self.direct: set[PeerName] = set()
         self.table = self.start()
 
     def start(self) -> KernelTable:
@@ -61,7 +63,8 @@ class World:
         return self.shorts.get(name)
 
     def fast(self, forwarder: Forwarder) -> tuple[PeerName, Route] | None:
-        return next(((peer, route(peer)) for peer, link in self.links.items() if link is forwarder), None)
+        peers = (peer for peer, link in self.links.items() if link is forwarder)
+        return next(((peer, replace(route(peer), direct=peer in self.direct)) for peer in peers), None)
 
     def call_later(self, delay: float, call: Callable[[], None]) -> None:
         self.timers.append((self.now + delay, call))
@@ -218,3 +221,15 @@ def test_every_address_has_counters_of_its_own(world: World) -> None:
     assert world.table.admit(one) == first
     world.table = world.start()
     assert world.table.admit(two) != first == world.table.admit(one)
+
+
+def test_a_next_hop_that_takes_nothing_of_others(world: World) -> None:
+    """What is for itself it gets from the kernel; what it would relay, and others' floods, go over sleeve."""
+    direct = replace(route(ONE), direct=True)
+    world.direct = {ONE}
+    world.write({ONE: world.links[ONE], TWO: world.links[ONE], THREE: world.links[THREE]})
+    assert world.peer(ONE) == direct and world.peer(TWO).kind is Kind.SLEEVE and world.peer(THREE) == route(THREE)
+    world.flood(US, world.links[ONE], world.links[THREE])
+    world.flood(THREE, world.links[ONE])
+    assert world.tree(US) == Tree((SHORTS[ONE], SHORTS[THREE]), False) and world.tree(THREE) == Tree((), True)
+    assert world.table.serves(US, ONE) and not world.table.serves(THREE, ONE)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from fastdp.kernel import KernelError
+from host import peer_vxlan
+from host.errors import HostError
 from mesh.names import PeerName
 from tests.namespaces import namespace, run, within
 from weave_py import ports
@@ -63,12 +65,35 @@ def test_a_kernel_that_refuses(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
         device(port)
         raise KernelError("no BPF: Operation not permitted")
 
+    def refuse_devices(*arguments: object) -> None:
+        raise HostError("unable to make vxlan-p: Operation not supported")
+
     monkeypatch.setattr(ports, "Kernel", refuse)
     with caplog.at_level("WARNING"):
         result, links = made()
-    assert result.kernel is None and result.mtu == 65521
+    assert result.kernel is None and result.devices is not None and result.mtu == 1376
+    assert "vxlan" not in links and "vethwe-ctl" not in links, "the first peer's device is made when it connects"
+    assert "by a device each: no BPF: Operation not permitted" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(peer_vxlan, "make", refuse_devices)
+    with caplog.at_level("WARNING"):
+        result, links = made()
+    assert result.kernel is None and result.devices is None and result.mtu == 65521
     assert "vxlan" not in links and "vethwe-ctl" not in links and "mtu 65521" in links
-    assert "frames are carried over sleeve only: no BPF: Operation not permitted" in caplog.text
+    assert "frames are carried over sleeve only: no BPF: Operation not permitted; unable to make" in caplog.text
+
+
+def test_an_old_datapath_is_replaced_by_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*rest: object) -> None:
+        raise KernelError("no BPF: Operation not permitted")
+
+    monkeypatch.setattr(ports, "Kernel", refuse)
+    with namespace() as host:
+        run("ip", "-n", host, "link", "add", "vxlan-6784", "type", "vxlan", "external", "dstport", "6784")
+        run("ip", "-n", host, "link", "set", "vxlan-6784", "up")
+        result = within(host, lambda: prepare(settings(), NAME, LOG))
+        assert result.devices is not None and "vxlan-6784" not in run("ip", "-n", host, "link")
+        os.close(result.tap)
 
 
 def test_an_old_datapath_is_replaced() -> None:
