@@ -407,10 +407,10 @@ def _dump_tasks(loop: asyncio.AbstractEventLoop) -> None:
         task.print_stack(file=sys.stderr)
 
 
-def run(settings: Settings, log: logging.Logger, beside: Beside | None = None) -> int:
+def run(settings: Settings, log: logging.Logger, beside: Beside | None = None, store: Store | None = None) -> int:
     """The whole life of a router, with what is to go on beside it; returns its exit code.
 
-    The outermost edge: nothing is raised.
+    `store`: its state, if somebody opened that already. The outermost edge: nothing is raised.
     """
     log.info("%s", options_line(dict(settings.given)))
     log.info("weave  %s", __version__)
@@ -420,7 +420,7 @@ def run(settings: Settings, log: logging.Logger, beside: Beside | None = None) -
             log.critical("%s", problem)
             return 1
     try:
-        store = open_store(settings, log)
+        store = store or open_store(settings, log)
         name = choose_name(settings, store, log)
         leave_former_range(settings, store, log)
         ports = _prepare_host(settings, name, log)

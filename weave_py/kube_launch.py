@@ -35,6 +35,7 @@ def _main(arguments: Sequence[str]) -> int:
         return 0
     from host.errors import HostError
     from weave_py import kube_init
+    from weave_py.store import StoreError
 
     try:
         if list(arguments) == ["init"]:
@@ -47,7 +48,7 @@ def _main(arguments: Sequence[str]) -> int:
     except FlagError as error:
         print(f"{error}\nSee 'weave-kube --help'.", file=sys.stderr)
         return EXIT_USAGE
-    except (KubeEnvironmentError, SettingsError, HostError) as error:
+    except (KubeEnvironmentError, SettingsError, HostError, StoreError) as error:
         log.critical("%s", error)
         return 1
 
@@ -55,6 +56,7 @@ def _main(arguments: Sequence[str]) -> int:
 def _route(told: KubeEnvironment, more: Sequence[str], log: logging.Logger) -> int:
     """Join and run; returns the router's exit code."""
     from weave_py import daemon, kube_init
+    from weave_py.begin import open_store
     from weave_py.takeover import old_router_ended
 
     _check_range(told)
@@ -62,11 +64,11 @@ def _route(told: KubeEnvironment, more: Sequence[str], log: logging.Logger) -> i
     with old_router_ended(f"{told.prefix}data.db", log):
         from weave_py.kube_node import Node
 
-        node = Node(told, log)
-        peers, count = asyncio.run(node.join(_settings(told, more, (), 1)))
-        settings = _settings(told, more, peers, count)
-        log = set_up(settings.log_level)
-        return daemon.run(settings, log, node.follow)
+        alone = _settings(told, more, (), 1)
+        log = set_up(alone.log_level)
+        node, store = Node(told, log), open_store(alone, log)
+        peers, count = asyncio.run(node.join(store))
+        return daemon.run(_settings(told, more, peers, count), log, node.follow, store)
 
 
 def _settings(told: KubeEnvironment, more: Sequence[str], peers: Sequence[str], count: int) -> Settings:

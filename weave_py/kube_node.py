@@ -9,7 +9,6 @@ from host.links import own_addresses
 from ipam.seams import IpamError
 from weave_py.exposure import ExposeError
 from weave_py.kube_environment import KubeEnvironment
-from weave_py.settings import Settings
 from weave_py.store import Store
 
 if TYPE_CHECKING:
@@ -25,13 +24,11 @@ class Node:
         self._told = told
         self._log = log
 
-    async def join(self, settings: Settings) -> tuple[list[str], int]:
+    async def join(self, store: Store) -> tuple[list[str], int]:
         """Who is to be dialled, and how many nodes there are, this one included."""
         peers = list(self._told.peers or ())
-        store = Store(settings.db_prefix)
         # Whoever is there now is told by the cluster, not by the last run.
         store.set_running(False)
-        store.close()
         here = await asyncio.to_thread(own_addresses)
         return peers, len(set(peers) - here) + 1
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from lab.net import inside, run
-from lab.router import RANGE, Router, wait_until
+from lab.router import RANGE, Router, peer_name, wait_until
 from lab.traffic import Conversation, ping, talking
 from tests.clusters import Attached, Cluster, cluster, mesh_links
 from tests.host.iptables import works
 from tests.interop.test_state import owned, prefix, ring
+from tests.kube_nodes import await_ready, start_node
 from tests.rings import await_one_ring, no_address_twice
 
 REAL = os.environ.get("WEAVE_NET_ROUTER", "")
@@ -171,3 +172,28 @@ def test_a_mesh_moves_host_by_host() -> None:
         no_address_twice(made)
         for router in made.routers.values():
             assert "Received update for IP range I own" not in router.log and "conflict" not in router.log
+
+
+def test_weave_kube_follows_a_router_that_still_ends(tmp_path: Path) -> None:
+    """It waits for the old router's file, and goes on under the name in it, whatever this machine would be called."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
+    with cluster([1, 2], REAL, ipam=RANGE) as made:
+        made.start_all(2)
+        made.await_links(mesh_links(2))
+        pod, other = made.attach(1), made.attach(2)
+        real = made.routers[1]
+        held = owned(real)
+        made.foreign = frozenset({2})
+        ours = start_node(
+            made, 1, wait=False, EXTRA_ARGS="", HOST_ROOT=str(tmp_path), KUBE_PEERS=made.address(2), IPALLOC_RANGE=RANGE
+        )
+        wait_until("it waits", lambda: "Waiting for the Weave Net router that holds" in ours.log, 30)
+        assert real.stop() == 0
+        wait_until("ours answers", ours.answers, 30)
+        made.await_links(mesh_links(2))
+        assert ours.report()["Router"]["Name"] == peer_name(1)
+        assert f"Took over the state of Weave Net from {prefix(ours)}data.db" in ours.log
+        await_ready(ours)
+        assert {ident: cidrs for ident, cidrs in owned(ours).items() if ident != "weave:expose"} == held
+        pings_all({1: pod, 2: other})
