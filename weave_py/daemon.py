@@ -55,6 +55,7 @@ from weave_py.agreement_gossip import AgreementGossip
 from weave_py.begin import choose_name, choose_peers, leave_former_range, open_store
 from weave_py.exposure import Exposure, find_docker, plan_of
 from weave_py.log import options_line
+from weave_py.pods import Pods
 from weave_py.ports import Ports, prepare
 from weave_py.readiness import Readiness
 from weave_py.services import ServiceError, Services
@@ -99,6 +100,7 @@ class Daemon:
         self._log = log
         self._parts: _Parts | None = None
         self._runners: list[web.AppRunner] = []
+        self._pods: Pods | None = None
         self.exposure = Exposure(plan_of(settings), store, log, lambda: find_docker(settings))
         self._stop = asyncio.Event()
         self._unresolved: list[str] = list(peers)
@@ -249,10 +251,12 @@ class Daemon:
         parts.agreement.start(parts.service.channel(AgreementGossip.CHANNEL, parts.agreement))
         self._log.info("Sniffing traffic on %s (via tap)", TAP_NAME)
         api = http.Api(self, self._log)
-        for address in (settings.http_address, settings.socket_path):
-            await self._listen(address, self._control_application(api), "HTTP control messages")
-            if address and not http.is_local(address):
-                self._log.warning("whoever reaches %s controls this router: it asks for no password", address)
+        address = settings.http_address
+        await self._listen(address, self._control_application(api), "HTTP control messages")
+        if address and not http.is_local(address):
+            self._log.warning("whoever reaches %s controls this router: it asks for no password", address)
+        if settings.socket_path:
+            await self._listen_for_pods(settings.socket_path, self._control_application(api))
         await self._listen(settings.status_address, api.application(read_only=True), "status+metrics requests")
         await self._listen(settings.metrics_address, api.metrics_only(), "metrics requests")
 
@@ -285,6 +289,16 @@ class Daemon:
             raise StartError(f"unable to listen for {what} on {address}: {error}") from error
         self._log.info("Listening for %s on %s", what, address)
 
+    async def _listen_for_pods(self, path: str, application: web.Application) -> None:
+        """The CNI plugin's socket, which has the control API as well. Raises StartError."""
+        ipam, bridge = self.parts.services.ipam, self._settings.bridge
+        self._pods = Pods(path, self._store.path, bridge, ipam, self.exposure, self._log)
+        try:
+            await self._pods.start(application)
+        except OSError as error:
+            raise StartError(f"unable to listen for HTTP control messages on {path}: {error}") from error
+        self._log.info("Listening for HTTP control messages and CNI on %s", path)
+
     async def _connect_given(self) -> None:
         """Make the given peers targets; a name that cannot be resolved yet (the host just booted) is tried again."""
         self._remember()
@@ -306,6 +320,9 @@ class Daemon:
             self.parts.frames.macs.expire(asyncio.get_running_loop().time())
 
     async def _close(self) -> None:
+        if self._pods is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._pods.stop(), 5)
         for runner in self._runners:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(runner.cleanup(), 2)

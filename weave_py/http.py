@@ -188,9 +188,9 @@ def is_local(address: str) -> bool:
         return False
 
 
-async def listen(application: web.Application, address: str) -> web.AppRunner:
-    """Serve on `host:port` or a unix socket's path. Raises OSError, ValueError on an address that is none."""
-    runner = web.AppRunner(
+def runner_of(application: web.Application) -> web.AppRunner:
+    """What serves an application, wherever its connections come from; `setup` comes next."""
+    return web.AppRunner(
         # What waits for an address ends with its client.
         application,
         access_log=None,
@@ -198,6 +198,11 @@ async def listen(application: web.Application, address: str) -> web.AppRunner:
         shutdown_timeout=_LAST_WORDS,
         handler_cancellation=True,
     )
+
+
+async def listen(application: web.Application, address: str) -> web.AppRunner:
+    """Serve on `host:port` or a unix socket's path. Raises OSError, ValueError on an address that is none."""
+    runner = runner_of(application)
     await runner.setup()
     try:
         if address.startswith("/"):
@@ -214,14 +219,25 @@ async def listen(application: web.Application, address: str) -> web.AppRunner:
 
 
 async def _listen_unix(runner: web.AppRunner, path: str) -> None:
+    await web.SockSite(runner, unix_listener(path)).start()
+
+
+def unix_listener(path: str) -> socket.socket:
+    """A socket of which only root may be a client. Raises OSError where a router answers, or a file is no socket."""
     _remove_dead_socket(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    # Nobody but root may even connect; the file is made that way, not changed afterwards.
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # The file is made that way, not changed afterwards.
     mask = os.umask(0o177)
     try:
-        await web.UnixSite(runner, path).start()
+        listener.bind(path)
+        listener.listen(128)
+    except BaseException:
+        listener.close()
+        raise
     finally:
         os.umask(mask)
+    return listener
 
 
 def _remove_dead_socket(path: str) -> None:
