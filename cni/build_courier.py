@@ -18,8 +18,8 @@ def build(target: Path, *flags: str) -> None:
     """Compile. Raises OSError without a compiler, subprocess.CalledProcessError where it refuses."""
     compiler = os.environ.get("CC", "gcc")
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    command = [compiler, "-std=gnu11", *_WARNINGS, *(flags or ("-Os", "-static", "-s")), "-o", str(temporary), str(_SOURCE)]
-    subprocess.run(command, check=True)
+    chosen = flags or ("-Os", "-static", "-s")
+    subprocess.run([compiler, "-std=gnu11", *_WARNINGS, *chosen, "-o", str(temporary), str(_SOURCE)], check=True)
     temporary.replace(target)
 
 
