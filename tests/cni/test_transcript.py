@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lab.router import RANGE
+from lab.router import RANGE, Router, wait_until
 from tests.clusters import cluster
 from tests.cni.plugin import Outcome, Plugin
 from tests.namespaces import namespace
@@ -53,12 +53,17 @@ class Replay:
 
     plugin: Plugin
     pods: dict[str, str]
+    router: Router
 
     def call(self, call: Call) -> Outcome:
         path = self.pods.get(call.namespace, call.namespace)
-        return self.plugin.call(
+        done = self.plugin.call(
             call.command, call.container, path, call.interface, name=call.name, configuration=call.configuration
         )
+        if call.command == "DEL" and not done.status:
+            # It is answered before it is done.
+            wait_until("the release is done", lambda: call.container not in self.router.get("/ip"), 10)
+        return done
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,9 @@ def replay() -> Iterator[Replay]:
     with cluster(ipam=RANGE) as made, namespace() as one, namespace() as two, namespace() as three, namespace() as four:
         made.start(1, [], "--socket", str(made.directory / "h1/weaver.sock"))
         pods = {f"/var/run/netns/ctr{n}": f"/var/run/netns/{p}" for n, p in enumerate((one, two, three, four), 1)}
-        yield Replay(Plugin(made.directory, made.directory / "h1/weaver.sock", made.directory / "h1/cni"), pods)
+        yield Replay(
+            Plugin(made.directory, made.directory / "h1/weaver.sock", made.directory / "h1/cni"), pods, made.routers[1]
+        )
 
 
 def test_the_recording_is_read_whole() -> None:
