@@ -7,7 +7,7 @@
     server.url                                        http://127.0.0.1:PORT (https with `tls`)
     server.objects.put("pods", {"metadata": …})       and get, remove, all, compact: `tests/kube/objects.py`
     server.allow("token", "user", rules)              from then on a token is needed, and its rules (None: all) hold
-    server.fail(503, path="/nodes", times=2)          Status answers; also drop, hang and delay
+    server.fail(503, path="/nodes", times=2)          Status answers; also drop, delay, hang (until `release`)
     server.end_watches(), stall_watches(), reset_watches(), spoil_watches(b"{"), expire_watches(), bookmark()
     server.requests                                   what was asked: method, path, query, verb, resource, body
 
@@ -98,11 +98,13 @@ class ApiServer:
     initial_events: bool = True
     requests: list[Asked] = field(default_factory=list)
     url: str = ""
+    # Requests that wait for `release`.
+    hanging: int = 0
     _users: dict[str, _User] = field(default_factory=dict)
     _faults: list[_Fault] = field(default_factory=list)
     _watches: Watches = field(default_factory=Watches)
     _runner: web.AppRunner | None = None
-    _ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _held: asyncio.Event = field(default_factory=asyncio.Event)
 
     # --- what a test says ---
 
@@ -131,6 +133,11 @@ class ApiServer:
 
     def delay(self, seconds: float, *, method: str = "", path: str = "", times: int = 1) -> None:
         self._faults.append(_Fault("delay", method, path, times, seconds=seconds))
+
+    def release(self) -> None:
+        """End what hangs, as a lost connection."""
+        self._held.set()
+        self._held = asyncio.Event()
 
     @property
     def watching(self) -> int:
@@ -181,7 +188,7 @@ class ApiServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._runner is not None
-        self._ended.set()
+        self._held.set()
         self._watches.order(lambda watch: watch.end())
         await self._runner.cleanup()
 
@@ -252,13 +259,17 @@ class ApiServer:
             self._faults.remove(fault)
         if fault.failure is not None:
             raise fault.failure
-        if fault.act == "drop":
-            assert request.transport is not None
-            request.transport.abort()
         if fault.act == "delay":
             await asyncio.sleep(fault.seconds)
-        else:
-            await self._ended.wait()
+            return
+        if fault.act == "hang":
+            self.hanging += 1
+            await self._held.wait()
+            self.hanging -= 1
+        assert request.transport is not None
+        request.transport.abort()
+        # The end of the connection cancels this.
+        await asyncio.Event().wait()
 
     def _authenticated(self, request: web.Request) -> _User:
         if not self._users:
