@@ -25,7 +25,6 @@ _REMOVED = (
     "launch-router",
     "stop-router",
 )
-_NOT_YET = ("setup-cni",)
 _NO_RANGE = "addresses are not allocated: the router was started without --ipalloc-range"
 _PROXY = ("env", "config")
 _PARTS = ("targets", "connections", "peers", "dns", "ipam", "fastdp", "agree")
@@ -33,6 +32,7 @@ USAGE = """Usage:
 
 weave --help | help
       setup
+      setup-cni
       version
       launch      [--password-file <file>] [--log-file <file>] [--<router flag>=<value> ...] [<peer> ...]
       stop        [--hand-back [--db-prefix <prefix>]]
@@ -210,6 +210,12 @@ def _npc(arguments: list[str]) -> int:
     return npc(arguments)
 
 
+def _setup_cni(arguments: list[str]) -> int:
+    from weave_py.cli_cni import setup_cni
+
+    return setup_cni(arguments)
+
+
 def _hand_back(arguments: list[str]) -> int:
     from weave_py.cli_hand_back import hand_back
 
@@ -241,6 +247,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "hand-back": _hand_back,
     "doctor": _doctor,
     "setup": cli_host.setup,
+    "setup-cni": _setup_cni,
     "prime": _prime,
     "rejoin": _rejoin,
     "connect": _connect,
@@ -274,10 +281,9 @@ def run(arguments: list[str]) -> int:
         print(f"The 'weave {command}' command has been removed as of Weave Net version 2.0", file=sys.stderr)
         print("Please see release notes for further information", file=sys.stderr)
         return 1
-    for names, reason in ((_NOT_YET, "is not available in this version"), (_PROXY, "went with the Docker API proxy")):
-        if command in names:
-            print(f"'weave {command}' {reason}", file=sys.stderr)
-            return 1
+    if command in _PROXY:
+        print(f"'weave {command}' went with the Docker API proxy", file=sys.stderr)
+        return 1
     handler = _COMMANDS.get(command)
     try:
         if handler is None:

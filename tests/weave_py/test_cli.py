@@ -132,7 +132,7 @@ ALONE = [
     (["docker-bridge-ip"], 1, 'Failed to get netdev for "docker0" bridge: Link not found\n'),
     (["attach-bridge"], 1, "weave is no bridge of this host\n"),
     (["setup", "x"], 1, "Usage:"),
-    (["setup-cni"], 1, "'weave setup-cni' is not available in this version\n"),
+    (["setup-cni", "x"], 1, "Usage:"),
     (["env"], 1, "'weave env' went with the Docker API proxy\n"),
     (["attach", "nobody"], 1, "no container, namespace or process 'nobody'"),
     (["attach", "10.32.0.5", "x"], 1, "'10.32.0.5' is no address\nUsage:"),
