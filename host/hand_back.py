@@ -61,12 +61,12 @@ def checksums_in_software(interface: str) -> None:
 
 
 def _remove_policy() -> list[str]:
-    """The table of network policy: its controller goes with the router."""
+    """The tables of network policy: their controller goes with the router."""
     try:
-        if rules.POLICY_TABLE not in readback.tables():
-            return []
-        with Transaction(rules.POLICY_TABLE) as change:
-            change.delete_table()
+        present = [name for name in rules.POLICY_TABLES if name in readback.tables()]
+        for name in present:
+            with Transaction(name) as change:
+                change.delete_table()
     except (NftError, OSError) as error:
-        raise HostError(f"unable to remove table inet {rules.POLICY_TABLE}: {error}") from error
-    return [f"table inet {rules.POLICY_TABLE}"]
+        raise HostError(f"unable to remove the tables of network policy: {error}") from error
+    return [f"table inet {name}" for name in present]

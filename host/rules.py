@@ -36,6 +36,8 @@ from nft.wire import NftError
 
 TABLE = "weave"
 POLICY_TABLE = "weave_npc"
+# With the connections that it ended.
+POLICY_TABLES = (POLICY_TABLE, "weave_npc_ended")
 INPUT, FORWARD, NAT = "input", "forward", "postrouting"
 _HOOKS = {
     INPUT: (Hook.INPUT, 0, ChainType.FILTER),
@@ -255,10 +257,11 @@ def remove() -> list[str]:
     """Take every rule of ours away, also from foreign chains; what was removed. Raises HostError."""
     removed = []
     try:
-        if TABLE in readback.tables():
-            with Transaction(TABLE) as change:
-                change.delete_table()
-            removed.append(f"table inet {TABLE}")
+        for name in (TABLE, *POLICY_TABLES):
+            if name in readback.tables():
+                with Transaction(name) as change:
+                    change.delete_table()
+                removed.append(f"table inet {name}")
         if forward.ensure(()):
             removed.append(f"rules of {forward.TABLE} {forward.CHAIN}")
     except (NftError, OSError) as error:

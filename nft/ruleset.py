@@ -23,7 +23,7 @@ _NEWTABLE, _DELTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE = 0, 2, 3, 5, 6, 
 _NEWSET, _DELSET, _NEWELEMENT, _DELELEMENT = 9, 11, 12, 14
 _NEWOBJ, _DELOBJ = 18, 20
 _ANONYMOUS_CONSTANT = 0x1 | 0x2
-_SET_INTERVAL, _SET_MAP, _SET_CONCATENATION = 0x4, 0x8, 0x80
+_SET_INTERVAL, _SET_MAP, _SET_TIMEOUT, _SET_CONCATENATION = 0x4, 0x8, 0x10, 0x80
 _VERDICT_TYPE = 0xFFFFFF00
 _SET_COMMENT = 7
 _COUNTER_OBJECT = 1
@@ -160,9 +160,14 @@ class Transaction:
 
     # --- sets and maps ---
 
-    def add_set(self, name: str, key: KeyType, *, interval: bool = False, comment: str = "") -> None:
-        """A set, as it is or new; with `interval` it holds networks and ranges."""
-        self._add_set(name, key, _SET_INTERVAL if interval else 0, comment)
+    def add_set(
+        self, name: str, key: KeyType, *, interval: bool = False, comment: str = "", timeout: float = 0.0
+    ) -> None:
+        """A set, as it is or new; with `interval` it holds networks and ranges.
+
+        Its elements go after `timeout` seconds, if that is given.
+        """
+        self._add_set(name, key, _SET_INTERVAL if interval else 0, comment, timeout)
 
     def add_verdict_map(self, name: str, key: KeyType, *, interval: bool = False, comment: str = "") -> None:
         """A map that says where packets go, as it is or new."""
@@ -177,16 +182,18 @@ class Transaction:
             self._add(_NEWELEMENT, NLM_F_CREATE, body, self._named("elements of a rule"))
         return Anonymous(number)
 
-    def _add_set(self, name: str, key: KeyType, flags: int, comment: str) -> int:
+    def _add_set(self, name: str, key: KeyType, flags: int, comment: str, timeout: float = 0.0) -> int:
         number = next(self._set_ids)
         # Only where parts are intervals does the kernel need to know them.
         ranges = len(parts(key)) > 1 and bool(flags & _SET_INTERVAL)
-        flags |= _SET_CONCATENATION if ranges else 0
+        flags |= (_SET_CONCATENATION if ranges else 0) | (_SET_TIMEOUT if timeout else 0)
         body = string(2, name) + u32(3, flags) + u32(4, type_number(key)) + u32(5, sum(sizes(key)))
         if flags & _SET_MAP:
             body += u32(6, _VERDICT_TYPE)
         if ranges:
             body += nested(9, nested(2, *(nested(1, u32(1, size)) for size in sizes(key))))
+        if timeout:
+            body += attribute(11, round(1000 * timeout).to_bytes(8, "big"))
         body += u32(10, number) + userdata(13, comment, _SET_COMMENT)
         self._add(_NEWSET, NLM_F_CREATE, body, self._named("set", name))
         return number

@@ -2,16 +2,21 @@
 
 Packets of a known connection pass before any rule. So when an allowance is taken back, the connections of the pods it
 concerned are judged again, and those that are no longer allowed are forgotten: their next packet is a new one and
-meets the rules. A connection is judged as it was opened, with the destination behind any translation.
+meets the rules. Where it is the side that was called that speaks next, that would look like a connection of its own,
+so its packets are dropped for a while: a set of a table beside that of the rules. A connection is judged as it was
+opened, with the destination behind any translation.
 Source: NPC spec §4.6; linux/netfilter/nfnetlink_conntrack.h.
 """
 
 import errno
 import os
 import socket
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from nft.elements import Key, Member
+from nft.expressions import Field, State, counter, drop, state, within
+from nft.ruleset import Hook, Transaction
 from nft.wire import (
     ERRNO,
     NETLINK_NETFILTER,
@@ -22,6 +27,7 @@ from nft.wire import (
     NftError,
     attribute,
     attributes,
+    commit,
     each_message,
     encode,
     nested,
@@ -31,8 +37,20 @@ _GET, _DELETE = 0x101, 0x102
 _TUPLE_ORIGINAL, _TUPLE_REPLY, _ID = 1, 2, 12
 _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
 _SOURCE = {2: 1, 10: 3}
-_PROTOCOL, _SOURCE_PORT = 1, 2
+_PROTOCOL, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
 _NFGENMSG = 4
+TABLE = "weave_npc_ended"
+_CHAIN = "ended"
+# Before the rules, which would let packets of a known connection pass.
+_PRIORITY = -6
+# Longer than a peer that hears nothing goes on repeating itself, seconds.
+_SILENCE = 1200.0
+_TAIL = (Key.PROTOCOL, Key.PORT, Key.PORT)
+_TAIL_FIELDS = (Field.PROTOCOL, Field.SOURCE_PORT, Field.DESTINATION_PORT)
+_ENDED: Mapping[str, tuple[tuple[Key, ...], tuple[Field, ...]]] = {
+    "ended4": ((Key.IPV4, Key.IPV4, *_TAIL), (Field.SOURCE4, Field.DESTINATION4, *_TAIL_FIELDS)),
+    "ended6": ((Key.IPV6, Key.IPV6, *_TAIL), (Field.SOURCE6, Field.DESTINATION6, *_TAIL_FIELDS)),
+}
 _RECEIVE = 1 << 17
 _TIMEOUT = 5.0
 # Of so many addresses it is quicker to look for their bytes than to parse.
@@ -51,12 +69,13 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A flow and what the kernel knows it by."""
+    """A flow and what the kernel knows it by; `answers` is how the other side's packets look: addresses and ports."""
 
     flow: Flow
     family: int
     original: bytes
     ident: bytes
+    answers: tuple[bytes, bytes, int, int]
 
 
 def known(addresses: Collection[bytes]) -> list[Known]:
@@ -79,10 +98,30 @@ def known(addresses: Collection[bytes]) -> list[Known]:
                     found += _parsed(payload, wanted)
 
 
-def forget(stale: Iterable[Known]) -> int:
+def forget(stale: Collection[Known]) -> int:
     """Forget connections; how many there were still. Raises NftError, OSError."""
+    _silence(stale)
     with _socket() as sock:
         return sum(_forget(sock, number, one) for number, one in enumerate(stale, 1))
+
+
+def _silence(stale: Iterable[Known]) -> None:
+    """The called side of these connections is not heard any more."""
+    change = Transaction(TABLE)
+    change.ensure_table("connections that network policy ended; written by weave-npc")
+    change.add_chain(_CHAIN, Hook.FORWARD, _PRIORITY)
+    change.flush_chain(_CHAIN)
+    for name, (kind, fields) in _ENDED.items():
+        change.add_set(name, kind, timeout=_SILENCE)
+        change.add_rule(_CHAIN, state(State.NEW), within(fields, name), counter(), drop())
+    for one in stale:
+        source, destination, *ports = one.answers
+        values = [source, destination, bytes((one.flow.protocol,)), *(port.to_bytes(2, "big") for port in ports)]
+        name = "ended4" if len(source) == 4 else "ended6"
+        change.add_members(
+            name, _ENDED[name][0], [Member(b"".join(value + bytes(-len(value) % 4) for value in values))]
+        )
+    commit(change.messages)
 
 
 def _socket() -> socket.socket:
@@ -101,10 +140,11 @@ def _parsed(payload: bytes, addresses: frozenset[bytes]) -> Iterator[Known]:
     original, reply = said[_TUPLE_ORIGINAL], dict(attributes(said[_TUPLE_REPLY]))
     here = dict(attributes(dict(attributes(original))[_TUPLE_IP]))
     back, how = dict(attributes(reply[_TUPLE_IP])), dict(attributes(reply[_TUPLE_PROTOCOL]))
-    port = int.from_bytes(how.get(_SOURCE_PORT, b""), "big")
+    port, to = (int.from_bytes(how.get(end, b""), "big") for end in (_SOURCE_PORT, _DESTINATION_PORT))
     flow = Flow(here[source], back[source], how[_PROTOCOL][0], port)
     if flow.source in addresses or flow.destination in addresses:
-        yield Known(flow, family, original, said.get(_ID, b""))
+        answers = (back[source], back[source + 1], port, to)
+        yield Known(flow, family, original, said.get(_ID, b""), answers)
 
 
 def _forget(sock: socket.socket, sequence: int, one: Known) -> bool:

@@ -12,7 +12,7 @@ from nft.events import Events
 from nft.readback import counters, tables
 from nft.ruleset import Transaction
 from nft.wire import Channel, NftError
-from npc import rules
+from npc import flows, rules
 from npc.plan import POLICY, TABLE, Change, Plan
 
 # Objects that the kernel may refuse one after the other before we give the whole up.
@@ -73,10 +73,10 @@ class Table:
         return counters(self._figures, TABLE)
 
     def remove(self) -> bool:
-        """No table; whether there was one. Raises NftError."""
+        """No table of network policy; whether there was one. Raises NftError."""
         present = self.exists()
-        if present:
-            change = Transaction(TABLE)
+        for name in (TABLE, flows.TABLE):
+            change = Transaction(name)
             change.delete_table()
             self._channel.commit(change.messages)
         self.refused = {}

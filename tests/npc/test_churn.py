@@ -1,18 +1,23 @@
 """Changes under load: at no instant does a denied packet pass, and no allowed connection breaks."""
 
+import contextlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
+from host.netns import inside
 from lab.net import run
 from lab.router import wait_until
+from npc import flows
 from npc.model import Model
 from tests.npc.cases import CASES, Cluster
 from tests.npc.nodes_kernel import Node, Traffic, traffic
@@ -164,3 +169,44 @@ def test_the_table_is_deleted_by_hand_and_comes_back(place: Site) -> None:
     finally:
         for node in nodes:
             node.close()
+
+
+def test_a_revoked_stream_ends_whoever_speaks(place: Site) -> None:
+    """The server is the one who sends: what it repeats must not become a connection that nobody judges."""
+    cluster, model, nodes = begin(place)
+    # The one who called is not isolated, so that nothing else stops what is sent to it.
+    cluster.delete("NetworkPolicy", "shop", "deny-in")
+    try:
+        server = inside(f"/run/netns/{place.pods[SERVER]}", lambda: socket.create_server((SERVER, PORT)))
+        client = inside(
+            f"/run/netns/{place.pods[ALLOWED]}", lambda: socket.create_connection((SERVER, PORT), timeout=5)
+        )
+        with server, client, server.accept()[0] as stream:
+            stream.setblocking(False)
+            assert passes(stream, client) > 0
+            cluster.apply("NetworkPolicy", policy("front", {"matchLabels": {"app": "nobody"}}))
+            touched = model.take()
+            for node in nodes:
+                node.follow(touched)
+            # Connections that are known pass, until they are looked at.
+            assert passes(stream, client) > 0
+            known = place.on_host("n1", lambda: flows.known({ip_address(SERVER).packed}))
+            assert [one.flow.port for one in known] == [PORT]
+            assert place.on_host("n1", lambda: flows.forget(known)) == 1
+            passes(stream, client)
+            assert [passes(stream, client) for _ in range(3)] == [0, 0, 0]
+    finally:
+        for node in nodes:
+            node.close()
+
+
+def passes(stream: socket.socket, client: socket.socket) -> int:
+    """Octets that arrive in a second while as much is sent as there is room for."""
+    arrived, over = 0, time.monotonic() + 1.0
+    client.settimeout(0.05)
+    while time.monotonic() < over:
+        with contextlib.suppress(BlockingIOError):
+            stream.send(b"x" * 1000)
+        with contextlib.suppress(TimeoutError):
+            arrived += len(client.recv(65536))
+    return arrived
