@@ -5,13 +5,18 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from ipaddress import ip_address
 
+from npc import flows
 from npc.controller import Controller
 from npc.drops import Drop
+from npc.explain import explained, text
 from npc.node import Node
 from npc.objects import Pod, packed
 from npc.plan import Direction
 from npc.policy import Policy
+from npc.question import UnknownError, questions
 from npc.server import Answer, AskError, Request
+from npc.simulate import Packet, run
+from npc.verdict import Connection
 
 _ADMIT = 5.0
 
@@ -41,6 +46,8 @@ class Answers:
             return {"answer": self.policies()}
         if asked == "drops":
             return {"answer": [drop.document() for drop in self._node.drops.last]}
+        if asked == "explain":
+            return {"answer": await self._explain(request)}
         if asked == "check":
             return {"answer": await self._controller.audit(repair=False)}
         if asked == "clear":
@@ -124,6 +131,55 @@ class Answers:
             },
         }
 
+    async def _explain(self, request: Request) -> list[dict[str, object]]:
+        """For each family: what is modelled, what the kernel holds, what was dropped, which connections there are."""
+        words = [request.get(field) for field in ("source", "destination", "port")]
+        if not all(isinstance(word, str) for word in words):
+            raise AskError("source, destination and port are texts")
+        controller = self._controller
+        source, destination, port = map(str, words)
+        options = self._node.options
+        try:
+            asked = questions(controller.model, source, destination, port)
+        except UnknownError as error:
+            raise AskError(str(error)) from error
+        found = []
+        for question in asked:
+            proposals = bool(request.get("whyNot"))
+            explanation = explained(controller.model, question, multicast=options.multicast, proposals=proposals)
+            connection = explanation.connection
+            document: dict[str, object] = explanation.document()
+            document["programmed"] = await self._programmed(connection, explanation.allowed)
+            drops = self._node.drops.between(connection.source, connection.destination)
+            document["drops"] = [str(drop) for drop in drops[-3:]]
+            known = await asyncio.to_thread(flows.known, {connection.source, connection.destination})
+            ends = (connection.source, connection.destination)
+            document["flows"] = [_flow(one.flow) for one in known if (one.flow.source, one.flow.destination) == ends][
+                :3
+            ]
+            document["text"] = text(document)
+            found.append(document)
+        return found
+
+    async def _programmed(self, connection: Connection, allowed: bool) -> str:
+        """What the rules that are loaded say of it, on this node alone."""
+        local = [
+            pod
+            for pod in map(self._controller.model.owner, (connection.source, connection.destination))
+            if pod is not None and pod.node == self._controller.node
+        ]
+        if not local:
+            return "neither end is here: its own nodes decide"
+        different = await self._controller.audit(repair=False)
+        if not self._controller.synced or different:
+            return f"the kernel does not hold what was meant: {'; '.join(different[:3]) or 'not written yet'}"
+        passes = run(self._controller.planner.plan, Packet(connection)).accepted
+        if passes == allowed:
+            return f"the rules that are loaded say the same: {'accept' if passes else 'drop'}"
+        if passes:
+            return "the rules here let it pass; the other end's node decides the rest"
+        return "DISAGREES: the rules that are loaded drop it"
+
     def pods(self) -> list[dict[str, object]]:
         """The pods of this node, with what isolates them."""
         model = self._controller.model
@@ -170,6 +226,11 @@ class Answers:
             for key in self._controller.planner.policies_of(name):
                 totals[key] = totals.get(key, 0) + packets
         return totals
+
+
+def _flow(flow: flows.Flow) -> str:
+    ends = f"{ip_address(flow.source)} -> {ip_address(flow.destination)}"
+    return f"{ends}, protocol {flow.protocol}, port {flow.port}, is known to the kernel and passes"
 
 
 def _identity(request: Request) -> tuple[str, str, str]:

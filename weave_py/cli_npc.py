@@ -125,14 +125,12 @@ def _clear_by_hand() -> bool:
 def _explain(words: list[str], why_not: bool, as_json: bool) -> int:
     if len(words) != 3:
         raise UsageError("")
-    port, _, protocol = words[2].partition("/")
-    question = {"ask": "explain", "source": words[0], "destination": words[1], "port": port, "protocol": protocol}
-    found = _ask({**question, "whyNot": why_not})
+    found = _ask({"ask": "explain", "source": words[0], "destination": words[1], "port": words[2], "whyNot": why_not})
     if as_json:
         _print(found)
     else:
-        print("\n".join(found["text"]))
-    return 0 if found["allowed"] else _DENIED
+        print("\n".join(line for document in found for line in document["text"]))
+    return 0 if all(document["verdict"] == "allow" for document in found) else _DENIED
 
 
 # --- the socket ---

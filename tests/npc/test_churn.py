@@ -191,8 +191,8 @@ def test_a_revoked_stream_ends_whoever_speaks(place: Site) -> None:
             # Connections that are known pass, until they are looked at.
             assert passes(stream, client) > 0
             known = place.on_host("n1", lambda: flows.known({ip_address(SERVER).packed}))
-            assert [one.flow.port for one in known] == [PORT]
-            assert place.on_host("n1", lambda: flows.forget(known)) == 1
+            assert {one.flow.port for one in known} == {PORT}
+            assert place.on_host("n1", lambda: flows.forget(known)) > 0
             passes(stream, client)
             assert [passes(stream, client) for _ in range(3)] == [0, 0, 0]
     finally:
