@@ -93,10 +93,9 @@ def test_a_drop_is_told_with_names(place: Site, both: list[Daemon]) -> None:
 
 def test_the_api_server_goes_and_comes(place: Site, api: tuple[ApiServer, str], both: list[Daemon]) -> None:
     server, _ = api
-    server.hang(path="/")
-    server.reset_watches()
     for daemon in both:
         daemon.stop(signal.SIGKILL)
+    server.hang(times=8)
     # Nobody who follows, nobody to ask: the rules that are there go on judging, and a new process keeps them.
     for daemon in both:
         daemon.start(wait=False)
@@ -107,6 +106,9 @@ def test_the_api_server_goes_and_comes(place: Site, api: tuple[ApiServer, str], 
     assert both[0].fetch("/readyz")[0] == 503
     answer = both[0].ask({"wait": ["10.32.1.99"], "namespace": "shop", "name": "new", "uid": ""})
     assert not answer["ok"] and "not all is known yet" in answer["reason"]
+    server.release()
+    wait_until("the cluster is known", lambda: both[0].ready() and both[1].ready(), 30)
+    assert judged(place) == (True, False)
 
 
 def _answers(daemon: Daemon) -> bool:
