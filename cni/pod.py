@@ -21,6 +21,7 @@ from host.errors import HostError
 from host.links import Link, addresses, by_index, by_name, exists, namespace_number, ports
 from host.pod_port import FIRST_INTERFACE, PodPort, pod_port
 from host.routes import Route, routes_by
+from host.rtnetlink import Rtnetlink
 
 _OLD_PORT = "vethwepl"
 _OLD_ID = 7
@@ -38,8 +39,8 @@ class Place:
 def check_place(descriptor: int, bridge: str) -> None:
     """Refuse what cannot be done before anything is. Raises CniError."""
     try:
-        with netns.opened(descriptor), IPRoute() as ip:
-            if by_name(ip, bridge) is None:
+        with netns.opened(descriptor), Rtnetlink() as host:
+            if host.link(bridge) is None:
                 raise CniError(f'Failed to get netdev for "{bridge}" bridge: Link not found')
     except HostError as error:
         if "own network namespace" in str(error):
@@ -68,9 +69,9 @@ def connect(
             alias=port.alias(),
             routes=routes,
         )
-        with IPRoute() as ip:
-            master, link = by_name(ip, place.bridge), by_name(ip, made.host_interface)
-    except HostError as error:
+        with Rtnetlink() as host:
+            master, link = host.link(place.bridge), host.link(made.host_interface)
+    except (HostError, OSError) as error:
         raise CniError(str(error)) from error
     if master is None or link is None:
         raise CniError(f"{made.host_interface} was removed meanwhile", TRY_AGAIN_LATER)

@@ -7,19 +7,21 @@ Two attaches of one container go one after the other. Source: data plane spec §
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv4Network
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from host import multicast, netns
-from host.addresses import Address, add, announce, keep, remove
-from host.bridge import bridge_mtu, error_text
+from host.addresses import Address, announce, keep, remove
+from host.bridge import error_text
 from host.errors import HostError
-from host.links import Link, addresses, await_forwarding, by_index, by_name, namespace_number
-from host.routes import Route, add_routes
+from host.links import Link, addresses
+from host.routes import Route
+from host.rtnetlink import Rtnetlink
 from host.sysctl import refuse_advertisements, tune_neighbours
 from nft.wire import NftError
 
@@ -27,6 +29,9 @@ INTERFACE = "ethwe"
 _ID_SIZE = 7
 _NAMES_TRIED = 8
 _MIN_MTU = 68
+_FORWARDING = 3
+_CARRIER_LIMIT = 2.0
+_CARRIER_POLL = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +74,15 @@ def attach(
     `mtu` in octets, the bridge's by default; `identity` names the port on the host, by default from the target;
     `alias` is what the port says of itself. Raises HostError.
     """
-    with netns.opened(target) as container, netns.locked(container):
-        join = _Join(container, identity or container.identity, bridge, interface, hairpin, alias)
+    wanted = [*routes, Route(IPv4Network(multicast.GROUPS))] if multicast_route else routes
+    with netns.opened(target) as container, netns.locked(container), Rtnetlink() as host:
+        join = _Join(host, container, identity or container.identity, bridge, interface, hairpin, alias)
         try:
-            port, created = join.ensure(_mtu(bridge, mtu))
-            try:
-                made = netns.inside(container.descriptor, lambda: _configure(port, created, interface, addresses))
-                await_forwarding(port)
-                netns.inside(container.descriptor, lambda: _finish(made, addresses, multicast_route, routes))
-                return made
-            except BaseException:
-                if created:
-                    _delete(port)
-                raise
+            most = _mtu(host, bridge, mtu)
+            made = netns.inside(container.descriptor, lambda: join.run(most, addresses, wanted))
+            if made.created:
+                refuse_advertisements(made.host_interface)
+            return made
         except (NetlinkError, NftError, OSError) as error:
             raise HostError(f"unable to attach {_named(target)}: {error_text(error)}") from error
 
@@ -90,10 +91,14 @@ def detach(
     target: str | int, addresses: Sequence[Address] | None = None, *, interface: str = INTERFACE
 ) -> tuple[str, ...]:
     """Take addresses away, all by default; with the last one the interface goes. Returns those taken, `ip/prefix`."""
-    with netns.opened(target) as container, netns.locked(container):
+    with netns.opened(target) as container, netns.locked(container), Rtnetlink() as host:
+
+        def work() -> tuple[str, ...]:
+            with Rtnetlink() as there:
+                own = _find_port(host, there, container.descriptor, interface) is not None
+            return _withdraw(interface, addresses) if own else _gone(interface)
+
         try:
-            own = _find_port(container, interface) is not None
-            work = (lambda: _withdraw(interface, addresses)) if own else (lambda: _gone(interface))
             return netns.inside(container.descriptor, work)
         except (NetlinkError, NftError, OSError) as error:
             raise HostError(f"unable to detach {_named(target)}: {error_text(error)}") from error
@@ -103,43 +108,35 @@ def _named(target: str | int) -> str:
     return target if isinstance(target, str) else "the container"
 
 
-def _mtu(bridge: str, wanted: int | None) -> int:
-    most = bridge_mtu(bridge)
-    if wanted is None:
-        return most
-    if not _MIN_MTU <= wanted <= most:
-        raise HostError(f"MTU {wanted} is out of range: bridge {bridge} takes {_MIN_MTU} to {most}")
-    return wanted
+def _mtu(host: Rtnetlink, bridge: str, wanted: int | None) -> int:
+    link = host.link(bridge)
+    if link is None:
+        raise HostError(f"bridge {bridge} does not exist: is the router running?")
+    if wanted is not None and not _MIN_MTU <= wanted <= link.mtu:
+        raise HostError(f"MTU {wanted} is out of range: bridge {bridge} takes {_MIN_MTU} to {link.mtu}")
+    return link.mtu if wanted is None else wanted
 
 
-# --- on the host ---
-
-
-def _find_port(container: netns.Namespace, interface: str) -> Link | None:
+def _find_port(host: Rtnetlink, there: Rtnetlink, descriptor: int, interface: str) -> Link | None:
     """The port on this host that the container's interface leads to; None without such an interface.
 
     Raises HostError if the interface leads elsewhere: it is not ours to change.
     """
-    inner = netns.inside(container.descriptor, lambda: _link(interface))
+    inner = there.link(interface)
     if inner is None:
         return None
-    with IPRoute() as ip:
-        here = namespace_number(ip, container.descriptor)
-        port = None if inner.peer is None or here is None else by_index(ip, inner.peer)
-        if port is None or (port.peer, port.peer_namespace) != (inner.index, here):
-            raise HostError(f"interface {interface} of the container was not made by weave: remove or rename it")
+    here = host.namespace_number(descriptor)
+    port = None if inner.peer is None or here is None else host.link_at(inner.peer)
+    if port is None or (port.peer, port.peer_namespace) != (inner.index, here):
+        raise HostError(f"interface {interface} of the container was not made by weave: remove or rename it")
     return port
-
-
-def _link(interface: str) -> Link | None:
-    with IPRoute() as ip:
-        return by_name(ip, interface)
 
 
 @dataclass(frozen=True, slots=True)
 class _Join:
-    """One container's way onto the bridge."""
+    """One container's way onto the bridge. It runs in the container's namespace; `host` is a session of ours."""
 
+    host: Rtnetlink
     container: netns.Namespace
     identity: str
     bridge: str
@@ -147,123 +144,143 @@ class _Join:
     hairpin: bool
     alias: str
 
-    def ensure(self, mtu: int) -> tuple[str, bool]:
-        """The port, on the bridge and up, its other end in the container; whether it is new."""
-        existing = _find_port(self.container, self.interface)
-        if existing is not None:
-            self._plug(existing.name)
-            return existing.name, False
-        with IPRoute() as ip:
-            port = self._free_name(ip)
-            # Made where it belongs: to move an interface and rename it there costs the kernel many times as long.
-            other = {"ifname": self.interface, "mtu": mtu, "net_ns_fd": self.container.descriptor}
-            ip.link("add", ifname=port, kind="veth", mtu=mtu, peer=other)
+    def run(self, mtu: int, wanted: Sequence[Address], routes: Sequence[Route]) -> Attachment:
+        """All of it; an interface that is new and fails is taken away again."""
+        with Rtnetlink() as there:
+            port, created = self._ensure(there, mtu)
             try:
-                refuse_advertisements(port)
-                self._plug(port)
+                made = self._configure(there, port, created, wanted)
+                _await_forwarding(self.host, port.index)
+                self._finish(there, made, wanted, routes)
             except BaseException:
-                _delete(port)
+                if created:
+                    _delete(self.host, port.index)
                 raise
+        return made
+
+    # --- the pair ---
+
+    def _ensure(self, there: Rtnetlink, mtu: int) -> tuple[Link, bool]:
+        """The port, on the bridge and up, its other end in the container; whether it is new."""
+        existing = _find_port(self.host, there, self.container.descriptor, self.interface)
+        if existing is not None:
+            self._plug(existing)
+            return existing, False
+        name = self._free_name(there)
+        # Made where it belongs: to move an interface and rename it there costs the kernel many times as long.
+        self.host.add_veth(name, mtu, self.interface, self.container.descriptor)
+        port = self.host.link(name)
+        if port is None:
+            raise HostError(f"port {name} was removed meanwhile")
+        try:
+            self._plug(port)
+        except BaseException:
+            _delete(self.host, port.index)
+            raise
         return port, True
 
-    def _plug(self, port: str) -> None:
-        with IPRoute() as ip:
-            master, link = by_name(ip, self.bridge), by_name(ip, port)
-            if master is None or link is None:
-                raise HostError(f"bridge {self.bridge} or its port {port} was removed meanwhile")
-            if link.master != master.index:
-                ip.link("set", index=link.index, master=master.index)
-                # A small container must not shrink the bridge for everybody.
-                ip.link("set", index=master.index, mtu=master.mtu)
-            ip.link("set", index=link.index, state="up")
-            ip.brport("set", index=link.index, mode=int(self.hairpin))
-            if self.alias:
-                ip.link("set", index=link.index, ifalias=self.alias)
+    def _plug(self, port: Link) -> None:
+        master = self.host.link(self.bridge)
+        if master is None:
+            raise HostError(f"bridge {self.bridge} was removed meanwhile")
+        if port.master != master.index:
+            self.host.set_master(port.index, master.index)
+            # A small container must not shrink the bridge for everybody.
+            self.host.set_mtu(master.index, master.mtu)
+        self.host.set_up(port.index)
+        self.host.set_hairpin(port.index, self.hairpin)
+        if self.alias and self.alias != port.alias:
+            self.host.set_alias(port.index, self.alias)
 
-    def _free_name(self, ip: IPRoute) -> str:
+    def _free_name(self, there: Rtnetlink) -> str:
         """A name that no port has, made from the identity; what a killed attach left under it is removed."""
         for attempt in range(_NAMES_TRIED):
             plain = self.interface == INTERFACE and attempt == 0
             port, guest = host_names(self.identity if plain else f"{self.identity} {self.interface} {attempt}")
-            there = by_name(ip, port)
-            if there is not None and self._unfinished(ip, there, guest):
-                ip.link("del", index=there.index)
-                there = None
-            if there is None:
+            taken = self.host.link(port)
+            if taken is not None and self._unfinished(there, taken, guest):
+                self.host.delete_link(taken.index)
+                taken = None
+            if taken is None:
                 return port
         raise HostError(f"no free name for a port of {self.identity}: too many links begin with vethwepl")
 
-    def _unfinished(self, ip: IPRoute, port: Link, guest: str) -> bool:
+    def _unfinished(self, there: Rtnetlink, port: Link, guest: str) -> bool:
         """Whether a port's other end still has the name under which Weave Net makes it, before it moves it."""
-        index = port.peer
-        if index is None:
+        if port.peer is None:
             return False
         if port.peer_namespace is None:
-            other = by_index(ip, index)
-        elif port.peer_namespace == namespace_number(ip, self.container.descriptor):
-            other = netns.inside(self.container.descriptor, lambda: _link_at(index))
+            other = self.host.link_at(port.peer)
+        elif port.peer_namespace == self.host.namespace_number(self.container.descriptor):
+            other = there.link_at(port.peer)
         else:
             return False
         return other is not None and other.name == guest
 
+    # --- in the container ---
 
-def _link_at(index: int) -> Link | None:
-    with IPRoute() as ip:
-        return by_index(ip, index)
-
-
-def _delete(name: str) -> None:
-    with IPRoute() as ip:
-        for index in ip.link_lookup(ifname=name):
-            with contextlib.suppress(NetlinkError):
-                ip.link("del", index=index)
-
-
-# --- in the container ---
-
-
-def _configure(port: str, created: bool, interface: str, wanted: Sequence[Address]) -> Attachment:
-    tune_neighbours(interface)
-    with IPRoute() as ip:
-        index = ip.link_lookup(ifname=interface)[0]
-        had = addresses(ip, index)
+    def _configure(self, there: Rtnetlink, port: Link, created: bool, wanted: Sequence[Address]) -> Attachment:
+        tune_neighbours(self.interface)
+        link = there.link(self.interface)
+        if link is None:
+            raise HostError(f"interface {self.interface} of the container was removed meanwhile")
+        had = there.addresses(link.index)
         added: list[Address] = []
         try:
             for address in dict.fromkeys(wanted):
-                if str(address) not in had and add(ip, index, address):
+                if str(address) not in had and there.add_address(link.index, address):
                     added.append(address)
-            have = addresses(ip, index)
-            multicast.limit(interface, have)
-            ip.link("set", index=index, state="up")
-            link = by_index(ip, index)
-            if link is None:
-                raise HostError(f"interface {interface} of the container was removed meanwhile")
+            have = there.addresses(link.index)
+            multicast.limit(self.interface, have)
+            there.set_up(link.index)
         except BaseException:
-            _take_back(ip, interface, index, [str(address) for address in added], had)
+            _take_back(self.interface, link.index, [str(address) for address in added], had)
             raise
-    return Attachment(port, interface, link.mac, link.mtu, tuple(have), tuple(map(str, added)), created)
+        new = tuple(map(str, added))
+        return Attachment(port.name, self.interface, link.mac, link.mtu, tuple(have), new, created)
 
-
-def _finish(made: Attachment, wanted: Sequence[Address], multicast_route: bool, routes: Sequence[Route]) -> None:
-    """Tell the neighbours; last of all the route that start-up scripts wait for."""
-    with IPRoute() as ip:
-        index = ip.link_lookup(ifname=made.interface)[0]
+    def _finish(self, there: Rtnetlink, made: Attachment, wanted: Sequence[Address], routes: Sequence[Route]) -> None:
+        """Tell the neighbours; last of all the routes, one of which start-up scripts wait for."""
+        link = there.link(self.interface)
+        if link is None:
+            raise HostError(f"interface {self.interface} of the container was removed meanwhile")
         try:
             for address in wanted:
                 if isinstance(address, IPv4Interface):
-                    announce(made.interface, made.mac, address)
-            add_routes(ip, index, routes)
-            if multicast_route:
-                multicast.add_route(ip, index)
+                    announce(self.interface, made.mac, address)
+            for route in routes:
+                there.add_route(link.index, route)
         except BaseException:
             had = [text for text in made.addresses if text not in made.added]
-            _take_back(ip, made.interface, index, made.added, had)
+            _take_back(self.interface, link.index, made.added, had)
             raise
 
 
-def _take_back(ip: IPRoute, interface: str, index: int, added: Sequence[str], had: Sequence[str]) -> None:
-    for text in added:
-        remove(ip, index, text)
+def _delete(host: Rtnetlink, index: int) -> None:
+    with contextlib.suppress(OSError):
+        host.delete_link(index)
+
+
+def _await_forwarding(host: Rtnetlink, port: int) -> None:
+    """Wait until the bridge forwards to a port, two seconds at most.
+
+    A veth that was set up counts as down until the kernel's link watcher has run, which a busy host delays by up to a
+    second; before that the bridge drops even the announcement of an address.
+    """
+    deadline = time.monotonic() + _CARRIER_LIMIT
+    while time.monotonic() < deadline:
+        if host.port_state(port) in (None, _FORWARDING):
+            return
+        time.sleep(_CARRIER_POLL)
+
+
+# --- leaving ---
+
+
+def _take_back(interface: str, index: int, added: Sequence[str], had: Sequence[str]) -> None:
+    with IPRoute() as ip:
+        for text in added:
+            remove(ip, index, text)
     multicast.limit(interface, had)
 
 

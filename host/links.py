@@ -1,15 +1,11 @@
 """Links as the kernel has them. Source: rtnetlink(7)."""
 
-import time
 from dataclasses import dataclass
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 _SCOPE_LINK = 253
-_FORWARDING = 3
-_CARRIER_LIMIT = 2.0
-_CARRIER_POLL = 0.002
 _NO_NUMBER = 0xFFFFFFFF
 
 
@@ -34,29 +30,6 @@ class Link:
 def links(ip: IPRoute) -> tuple[Link, ...]:
     """All interfaces of a namespace."""
     return tuple(_link(found) for found in ip.get_links())
-
-
-def await_forwarding(port: str) -> None:
-    """Wait until the bridge forwards to a port, two seconds at most.
-
-    A veth that was set up counts as down until the kernel's link watcher has run, which a busy host delays by up to a
-    second; before that the bridge drops even the announcement of an address.
-    """
-    deadline = time.monotonic() + _CARRIER_LIMIT
-    with IPRoute() as ip:
-        while time.monotonic() < deadline:
-            found = ip.get_links(ifname=port)
-            if not found or _port_state(found[0]) in (None, _FORWARDING):
-                return
-            time.sleep(_CARRIER_POLL)
-
-
-def _port_state(found: object) -> int | None:
-    """A bridge port's state; None for what is no bridge port."""
-    information = found.get_attr("IFLA_LINKINFO")  # type: ignore[attr-defined]
-    port = None if information is None else information.get_attr("IFLA_INFO_SLAVE_DATA")
-    state = None if port is None else port.get_attr("IFLA_BRPORT_STATE")
-    return None if state is None else int(state)
 
 
 def by_name(ip: IPRoute, name: str) -> Link | None:

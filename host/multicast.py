@@ -1,16 +1,12 @@
-"""Multicast in a container: only from its own subnets, and out through the overlay.
+"""Multicast in a container: only from its own subnets.
 
 All subnets share one layer 2, so without these rules a container would hear the groups of subnets that are not its
 own. Rules live in table `inet weave` of the container's namespace, a chain for each interface. Everything here acts
 in the namespace of the calling thread. Source: data plane spec §8.
 """
 
-import errno
 from collections.abc import Sequence
 from ipaddress import IPv4Interface
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from nft import readback
 from nft.expressions import accept, drop, in_interface, ip_destination, ip_source
@@ -18,8 +14,6 @@ from nft.ruleset import Hook, Transaction
 
 TABLE = "weave"
 GROUPS = "224.0.0.0/4"
-_SCOPE_LINK = 253
-_PROTO_BOOT = 3
 
 
 def limit(interface: str, addresses: Sequence[str]) -> None:
@@ -47,12 +41,3 @@ def _remove(chain: str) -> None:
             change.delete_table()
         else:
             change.delete_chain(chain)
-
-
-def add_route(ip: IPRoute, index: int) -> None:
-    """All groups are reached through the interface."""
-    try:
-        ip.route("add", dst=GROUPS, oif=index, scope=_SCOPE_LINK, proto=_PROTO_BOOT)
-    except NetlinkError as error:
-        if error.code != errno.EEXIST:
-            raise

@@ -3,19 +3,14 @@
 Source: CLI spec §2 (the range check of `launch`); Kubernetes and CNI spec §1.5.
 """
 
-import errno
-from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from host.links import by_name
 
 _AF_INET = 2
-_SCOPE_LINK = 253
-_PROTO_BOOT = 3
 _MAIN_TABLE = 254
 
 
@@ -50,17 +45,6 @@ class Route:
 
     destination: IPv4Network
     gateway: IPv4Address | None = None
-
-
-def add_routes(ip: IPRoute, index: int, routes: Sequence[Route]) -> None:
-    """Through an interface, in this order; where one leads there already, that one stays. Raises NetlinkError."""
-    for route in routes:
-        hop = {"scope": _SCOPE_LINK} if route.gateway is None else {"gateway": str(route.gateway)}
-        try:
-            ip.route("add", dst=str(route.destination), oif=index, proto=_PROTO_BOOT, **hop)
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
-                raise
 
 
 def routes_by(ip: IPRoute, index: int) -> set[Route]:
