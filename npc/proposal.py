@@ -1,7 +1,7 @@
 """The smallest change of a policy that allows what it denies: what `explain --why-not` proposes.
 
-Where a rule lacks nothing but the port, the port is added to it; else a rule for this pair alone. A proposal narrows
-nothing, and never opens more than one peer's way to one port.
+Where a rule lacks nothing but the port, the port is added to it; else a rule of its own, for this port and for pods
+that are labelled as this peer is, or for its address, if it is no pod or nobody knows its namespace.
 Source: NPC spec §7.
 """
 
@@ -73,13 +73,13 @@ def _port(connection: Connection) -> dict[str, Any]:
 
 def _peer(model: Model, policy: Policy, address: bytes) -> dict[str, Any]:
     pod = model.owner(address)
-    if pod is None:
+    labels = {} if pod is None else model.namespaces.get(pod.namespace, {})
+    if pod is None or (pod.namespace != policy.namespace and not labels):
         ip = ip_address(address)
         return {"ipBlock": {"cidr": f"{ip}/{ip.max_prefixlen}"}}
     peer: dict[str, Any] = {"podSelector": {"matchLabels": _lasting(pod)}}
     if pod.namespace != policy.namespace:
-        known = model.namespaces.get(pod.namespace, {})
-        named = {_METADATA_NAME: pod.namespace} if _METADATA_NAME in known else dict(known)
+        named = {_METADATA_NAME: pod.namespace} if _METADATA_NAME in labels else dict(labels)
         peer["namespaceSelector"] = {"matchLabels": named}
     return peer
 

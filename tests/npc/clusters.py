@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import product
 from typing import Any
 
 from hypothesis import strategies as st
@@ -134,6 +135,16 @@ def connections(draw: st.DrawFn) -> Connection:
     return Connection(source.packed, destination.packed, protocol, port)
 
 
+_X = {"matchLabels": {"app": "x"}}
+_POLICIES: dict[tuple[str, str], Document] = {
+    ("a", "p0"): {"podSelector": {}, "ingress": [{"from": [{"podSelector": _X}, {"namespaceSelector": _X}]}]},
+    ("a", "p1"): {"podSelector": _X, "ingress": [{"ports": [{"port": "http"}]}]},
+    ("b", "p0"): {"podSelector": _X, "egress": [{"to": [{"namespaceSelector": {}, "podSelector": _X}]}]},
+    ("b", "p1"): {"podSelector": {}, "egress": [{"to": [{"podSelector": {}}], "ports": [{"port": "http"}]}]},
+    ("c", "p0"): {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.32.0.0/29"}}]}]},
+}
+
+
 @dataclass
 class World:
     """The objects as they are, and a model that was told every change of them."""
@@ -148,6 +159,16 @@ class World:
             self._apply("Node", "", name, {"status": {"addresses": [{"type": "InternalIP", "address": address}]}})
         for name in NAMESPACES:
             self.change(("namespace", name, {}))
+
+    def populate(self) -> None:
+        """Pods and policies to begin with, so that a single change meets something."""
+        for number, (namespace, name) in enumerate(product(NAMESPACES, ("p0", "p1", "p2"))):
+            pod = {"labels": {"app": "xy"[number % 2], "tier": "xy"[number // 2 % 2]}, "again": False, "host": False}
+            pod |= {"address": (*POD_ADDRESSES, None)[number], "node": ("n1", "n2")[number // 2 % 2]}
+            ports = [{"name": "http", "containerPort": (80, 8080)[number % 2]}]
+            self.change(("pod", (namespace, name), {**pod, "phase": "Running", "ports": ports}))
+        for key, spec in _POLICIES.items():
+            self.change(("policy", key, spec))
 
     def change(self, change: tuple[Any, ...]) -> None:
         """One of `changes`."""

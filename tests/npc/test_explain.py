@@ -171,6 +171,7 @@ def test_explanations_of_the_cases(case: dict[str, Any]) -> None:
 @given(st.lists(changes, min_size=3, max_size=20), st.lists(connections(), min_size=5, max_size=15))
 def test_explanations_of_random_clusters(history: list[tuple[Any, ...]], probes: list[Connection]) -> None:
     world = World()
+    world.populate()
     for change in history:
         world.change(change)
     for probe in probes:

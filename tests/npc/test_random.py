@@ -16,7 +16,7 @@ from tests.npc.clusters import World, changes, connections
 from tests.npc.nodes import Nodes, apply
 
 RANGES = (ip_network("10.32.0.0/16"), ip_network("fd00::/64"))
-histories = st.lists(st.lists(changes, min_size=1, max_size=4), min_size=1, max_size=8)
+histories = st.lists(st.lists(changes, min_size=1, max_size=4), min_size=2, max_size=8)
 options = st.builds(Options, st.sampled_from((Hook.FORWARD, Hook.POSTROUTING)), closed=st.sampled_from(((), RANGES)))
 probes = st.lists(connections(), min_size=5, max_size=15)
 
@@ -35,6 +35,7 @@ def test_a_plan_that_followed_is_the_plan_made_anew(
     history: list[list[tuple[Any, ...]]], probes: list[Connection], order: list[int], options: Options
 ) -> None:
     world = World()
+    world.populate()
     nodes = Nodes(world.model, "n1", "n2", options=options)
     nodes.update()
     for batch in history:
