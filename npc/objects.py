@@ -27,8 +27,7 @@ _METADATA = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp",
 class Pod:
     """A pod. `addresses` are those of its status, in network order; `created` sorts as text."""
 
-    namespace: str
-    name: str
+    key: PodKey
     uid: str
     created: str
     labels: Labels
@@ -39,9 +38,14 @@ class Pod:
     ports: tuple[tuple[NamedPort, int], ...]
 
     @property
-    def key(self) -> PodKey:
-        """Namespace and name."""
-        return self.namespace, self.name
+    def namespace(self) -> str:
+        """Its namespace's name."""
+        return self.key[0]
+
+    @property
+    def name(self) -> str:
+        """Its name in the namespace."""
+        return self.key[1]
 
     def port(self, named: NamedPort) -> int | None:
         """The number that it declares under a name and protocol: the first, should there be several."""
@@ -55,8 +59,7 @@ def pod(document: Document) -> Pod:
     """The pod of a Pod object."""
     metadata, spec, status = document["metadata"], document.get("spec") or {}, document.get("status") or {}
     return Pod(
-        namespace=intern(metadata["namespace"]),
-        name=metadata["name"],
+        key=(intern(metadata["namespace"]), metadata["name"]),
         uid=metadata.get("uid") or "",
         created=metadata.get("creationTimestamp") or "",
         labels=labels(document),

@@ -54,14 +54,32 @@ class _Shared:
     names: dict[int, str]
     sets: dict[int, ElementSet] = field(default_factory=dict)
     users: set[User] = field(default_factory=set)
+    # One object for all pods that are in it.
+    whole: "_Member" = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.whole = (self, ())
+
+    def members(self, pod: Pod) -> Iterator["_Member"]:
+        """What a pod is here: itself, or each of its ports that the set is about."""
+        if not isinstance(self.identity, PortNames):
+            yield self.whole
+            return
+        for named, number in pod.ports:
+            if named in self.identity.ports:
+                yield self, (bytes((named.protocol,)), number.to_bytes(2, "big"))
+
+
+# A set and what follows a pod's address in its keys.
+_Member = tuple[_Shared, tuple[bytes, ...]]
 
 
 @dataclass(slots=True)
 class _Place:
-    """Where a pod is: its addresses, and each set with what follows the address in the set's keys."""
+    """Where a pod is: its addresses, and what it is in each set."""
 
     addresses: tuple[bytes, ...]
-    members: tuple[tuple[_Shared, tuple[bytes, ...]], ...]
+    members: tuple[_Member, ...]
 
     def elements(self) -> Iterator[tuple[ElementSet, bytes]]:
         """Each set's key."""
@@ -151,11 +169,11 @@ class PodSets:
             place = self._places.get(pod.key)
             if place is None:
                 continue
-            rests = tuple(_rests(shared, pod))
-            place.members += tuple((shared, rest) for rest in rests)
+            members = tuple(shared.members(pod))
+            place.members += members
             for address in place.addresses:
                 into = shared.sets[len(address)]
-                for rest in rests:
+                for _, rest in members:
                     self._draft.add_element(into, element(address, *rest))
 
     def _members(self, identity: Identity) -> Iterable[Pod]:
@@ -225,21 +243,11 @@ class PodSets:
         for named, _ in pod.ports:
             found += [each for each in self._declaring.get(named, ()) if self._counts(each, pod)]
         listed = dict.fromkeys(found)
-        return _Place(addresses, tuple((shared, rest) for shared in listed for rest in _rests(shared, pod)))
+        return _Place(addresses, tuple(member for shared in listed for member in shared.members(pod)))
 
     def _counts(self, shared: _Shared, pod: Pod) -> bool:
         assert isinstance(shared.identity, PortNames)
         return not shared.identity.local or pod.node == self._node
-
-
-def _rests(shared: _Shared, pod: Pod) -> Iterator[tuple[bytes, ...]]:
-    """What follows a pod's address in a set's keys: nothing, or each of its ports that the set is about."""
-    if isinstance(shared.identity, PortNames):
-        for named, number in pod.ports:
-            if named in shared.identity.ports:
-                yield bytes((named.protocol,)), number.to_bytes(2, "big")
-    else:
-        yield ()
 
 
 def _scope(peer: PodPeer) -> tuple[str, Selector]:

@@ -136,13 +136,24 @@ def connections(draw: st.DrawFn) -> Connection:
 
 
 _X = {"matchLabels": {"app": "x"}}
+_BLOCK4, _BLOCK6 = {"cidr": "10.32.0.0/29"}, {"cidr": "fd00::/124", "except": ["fd00::4/127"]}
 _POLICIES: dict[tuple[str, str], Document] = {
     ("a", "p0"): {"podSelector": {}, "ingress": [{"from": [{"podSelector": _X}, {"namespaceSelector": _X}]}]},
     ("a", "p1"): {"podSelector": _X, "ingress": [{"ports": [{"port": "http"}]}]},
     ("b", "p0"): {"podSelector": _X, "egress": [{"to": [{"namespaceSelector": {}, "podSelector": _X}]}]},
     ("b", "p1"): {"podSelector": {}, "egress": [{"to": [{"podSelector": {}}], "ports": [{"port": "http"}]}]},
-    ("c", "p0"): {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.32.0.0/29"}}]}]},
+    ("c", "p0"): {"podSelector": {}, "ingress": [{"from": [{"ipBlock": _BLOCK4}, {"ipBlock": _BLOCK6}]}]},
 }
+
+
+# Every pod's address to every other's, in one family or the other.
+PAIRS = tuple(
+    Connection(
+        ip_address(source[family]).packed, ip_address(destination[family]).packed, Protocol.TCP, (80, 8080)[family]
+    )
+    for family in (0, 1)
+    for source, destination in product(POD_ADDRESSES, POD_ADDRESSES)
+)
 
 
 @dataclass

@@ -12,13 +12,13 @@ from npc.diff import diff
 from npc.plan import Hook, Plan
 from npc.planner import Planner
 from npc.verdict import Connection, judge
-from tests.npc.clusters import World, changes, connections
+from tests.npc.clusters import PAIRS, World, changes, connections
 from tests.npc.nodes import Nodes, apply
 
 RANGES = (ip_network("10.32.0.0/16"), ip_network("fd00::/64"))
 histories = st.lists(st.lists(changes, min_size=1, max_size=4), min_size=2, max_size=8)
 options = st.builds(Options, st.sampled_from((Hook.FORWARD, Hook.POSTROUTING)), closed=st.sampled_from(((), RANGES)))
-probes = st.lists(connections(), min_size=5, max_size=15)
+probes = st.lists(connections(), min_size=5, max_size=15).map(lambda drawn: [*PAIRS, *drawn])
 
 
 def copied(plan: Plan) -> Plan:
