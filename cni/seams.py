@@ -7,10 +7,20 @@ from typing import Protocol
 from ipam.ranges import Subnet
 from ipam.seams import Address, Cidr, Owned
 
-# Addresses of a pod that was just made; returns when rules for them are in force, or it is known that none will be.
-PolicyReady = Callable[[Sequence[str]], Awaitable[None]]
 # The bridge and a pod's network; where this host is to be reached from there. Raises CniError.
 Gateway = Callable[[str, IPv4Network], Awaitable[IPv4Address]]
+
+
+class Policy(Protocol):
+    """Network policy, as far as a pod that starts or ends waits for it. A pod is what CNI_ARGS say of it."""
+
+    async def ready(self, addresses: Sequence[str], pod: Mapping[str, str]) -> None:
+        """Returns when the rules for a pod with these addresses are in force. Raises CniError where they are not."""
+        ...
+
+    async def gone(self, pod: Mapping[str, str]) -> None:
+        """A pod's network was taken down; whoever has its addresses next is not that pod."""
+        ...
 
 
 class Addresses(Protocol):

@@ -16,11 +16,11 @@ from typing import TypeVar
 
 from cni import pod
 from cni.check import check_addresses, check_interface
-from cni.config import Network, RouteWish, parse, version_of
+from cni.config import Network, RouteWish, cni_arguments, parse, version_of
 from cni.errors import NOT_AVAILABLE, TRY_AGAIN_LATER, CniError
 from cni.release import Releases, idents
 from cni.result import Result, render, render_error
-from cni.seams import Addresses, Gateway, PolicyReady
+from cni.seams import Addresses, Gateway, Policy
 from cni.spool import Spool, name_of
 from cni.turns import Turns
 from cni.wire import Answer, Request, Role
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class CniService:
-    """The answers. `addresses` is None where none are given out; `policy_ready` is waited for where it is set."""
+    """The answers. `addresses` is None where none are given out; `policy` is waited for where there is one."""
 
     def __init__(
         self,
@@ -49,14 +49,14 @@ class CniService:
         gateway: Gateway,
         spool: Spool,
         log: logging.Logger,
-        policy_ready: PolicyReady | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self._bridge = bridge
         self._addresses = addresses
         self._gateway = gateway
         self._spool = spool
         self._log = log
-        self._policy_ready = policy_ready
+        self._policy = policy
         self._workers = ThreadPoolExecutor(_THREADS, "cni")
         self._turns = Turns()
         self._releases = None if addresses is None else Releases(bridge, addresses, spool, self._run, self._turns, log)
@@ -104,7 +104,10 @@ class CniService:
         if self._releases is None:
             raise CniError(_NO_ADDRESSES)
         if command == "DEL":
-            return await self._releases.delete(request)
+            answer = await self._releases.delete(request)
+            if self._policy is not None:
+                await self._policy.gone(cni_arguments(request.variable("ARGS")))
+            return answer
         if command == "CHECK":
             await self._check(request, network)
         elif command == "GC" and request.role is Role.NET:
@@ -172,8 +175,8 @@ class CniService:
         try:
             # A thread cannot be stopped: who gives up waits for it all the same, and takes away what it made.
             interfaces, _ = await asyncio.shield(connecting)
-            if self._policy_ready is not None:
-                await self._policy_ready([str(address.ip)])
+            if self._policy is not None:
+                await self._policy.ready([str(address.ip)], cni_arguments(request.variable("ARGS")))
         except BaseException:
             await asyncio.wait([connecting])
             if connecting.exception() is None and connecting.result()[1]:

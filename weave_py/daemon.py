@@ -56,6 +56,7 @@ from weave_py.begin import choose_name, choose_peers, leave_former_range, open_s
 from weave_py.exposure import Exposure, find_docker, plan_of
 from weave_py.log import options_line
 from weave_py.pods import Pods
+from weave_py.policy_controller import PolicyController
 from weave_py.ports import Ports, prepare
 from weave_py.readiness import Readiness
 from weave_py.services import ServiceError, Services
@@ -292,7 +293,8 @@ class Daemon:
     async def _listen_for_pods(self, path: str, application: web.Application) -> None:
         """The CNI plugin's socket, which has the control API as well. Raises StartError."""
         ipam, bridge = self.parts.services.ipam, self._settings.bridge
-        self._pods = Pods(path, self._store.path, bridge, ipam, self.exposure, self._log)
+        policy = PolicyController() if self._settings.expect_npc else None
+        self._pods = Pods(path, self._store.path, bridge, ipam, self.exposure, self._log, policy)
         try:
             await self._pods.start(application)
         except OSError as error:

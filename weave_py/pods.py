@@ -15,7 +15,7 @@ from pathlib import Path
 from aiohttp import web
 
 from cni.errors import TRY_AGAIN_LATER, CniError
-from cni.seams import PolicyReady
+from cni.seams import Policy
 from cni.server import CniServer
 from cni.service import CniService
 from cni.spool import Spool
@@ -42,7 +42,7 @@ class Pods:
         ipam: Ipam | None,
         exposure: Exposure,
         log: logging.Logger,
-        policy_ready: PolicyReady | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self._path = path
         self._bridge = bridge
@@ -51,7 +51,7 @@ class Pods:
         self._log = log
         self._one = asyncio.Lock()
         spool = Spool(Path(os.path.abspath(store)).parent / _SPOOL)
-        self._service = CniService(bridge, ipam, self._gateway, spool, log, policy_ready)
+        self._service = CniService(bridge, ipam, self._gateway, spool, log, policy)
         self._server: CniServer | None = None
         self._runner: web.AppRunner | None = None
         self._following: asyncio.Task[None] | None = None
