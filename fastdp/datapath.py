@@ -379,6 +379,8 @@ class FastDataPath:
     def _learn(self) -> None:
         """Follow what the kernel learned; where it could not say all, look at everything."""
         self._timer = self.loop.call_later(_LEARN_INTERVAL, self._learn)
+        for port in self.kernel.lost():
+            self._renew(port)
         for mac, short in self.kernel.learned():
             self._learned(mac, short)
         lost = self.kernel.counts()["event-lost"]
@@ -389,6 +391,22 @@ class FastDataPath:
                     value = self.kernel.maps[name].get(key)
                     if value is not None:
                         self._learned(key[:6], unpack_address(value)[1])
+
+    def _renew(self, port: int) -> None:
+        """Make a device again that somebody removed."""
+        try:
+            device, index = self.kernel.renew(port)
+        except KernelError as error:
+            self.counts["device-error"] += 1
+            if self.counts["device-error"] == 1:
+                self.log.error("the VXLAN device of UDP port %d is gone, and cannot be made again: %s", port, error)
+            return
+        self.log.warning("the VXLAN device of UDP port %d was gone, and is made again", port)
+        for link in self._links.values():
+            if link.route.device == device:
+                link.route = replace(link.route, device=index)
+        self.table.start(self.kernel.sleeve, self.kernel.ctl_index, self.kernel.port)
+        self.table.moved(device, index)
 
     def _learned(self, mac: bytes, short: int) -> None:
         assert self._sink is not None, "called after attach"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fastdp.datapath import DIRECT_FEATURE, HEALTH_FEATURE, FastForwarder, is_ours, port_of
-from fastdp.kernel import KernelError
+from fastdp.kernel import KernelError, present
 from fastdp.maps import Kind, Route, Traffic, host, host_text
 from fastdp.table import GRACE
 from fastdp.wire import DEFAULT_MTU, Cause, vni
@@ -33,6 +33,7 @@ _SOL_PACKET, _IGNORE_OUTGOING = 263, 23
 _ATTACH_FILTER = 26
 _MAX_FRAME = 65536 + 64
 _BATCH = 64
+_CHECK = 1.0
 _STATISTICS = Path("/proc/self/net/dev")
 # Frames whose first twelve octets are zero: LD W ABS 0, JEQ, and so on (<linux/filter.h>).
 _FILTER = b"".join(
@@ -134,7 +135,7 @@ class DirectDataPath:
                 ends = Ends.parse(text)
                 self._devices[ends.peer] = _Device(ends, index, joined, loop.time() + GRACE)
         self.adopted = bool(self._devices)
-        self._timer: asyncio.TimerHandle | None = loop.call_later(GRACE + 0.1, self._sweep)
+        self._timer: asyncio.TimerHandle | None = loop.call_later(_CHECK, self._check)
 
     def attach(self, sink: KernelSink) -> None:
         """Say who knows behind which peer an address is."""
@@ -229,13 +230,22 @@ class DirectDataPath:
         device = None if peer is None else self._devices.get(peer)
         if device is not None:
             device.until = self.now() + GRACE
-            self.loop.call_later(GRACE + 0.1, self._sweep)
 
-    def _sweep(self) -> None:
-        """Remove devices whose links ended long ago."""
+    def _check(self) -> None:
+        """Remove devices whose links ended long ago; make those again that somebody removed."""
+        self._timer = self.loop.call_later(_CHECK, self._check)
         for device in list(self._devices.values()):
             if device.until is not None and device.until <= self.now():
                 self._forget(device)
+            elif not present(device.index):
+                self._forget(device)
+                link = next((one for one in self.links() if self.short(one.peer) == device.ends.peer), None)
+                with self._counted():
+                    if link is not None:
+                        made = self._device(link)
+                        if device.joined:
+                            self._kernel.join(made.ends.name)
+                        made.joined = device.joined
 
     def _forget(self, device: _Device) -> None:
         self._devices.pop(device.ends.peer, None)

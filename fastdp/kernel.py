@@ -5,6 +5,7 @@ The programs of every device share one set of maps. No decisions here. Source: b
 
 import contextlib
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,15 @@ _OBJECT = "fastdp.bpf.o"
 
 class KernelError(Exception):
     """The kernel's data path cannot be had: one line for a person."""
+
+
+def present(index: int) -> bool:
+    """Whether there is such an interface."""
+    try:
+        socket.if_indextoname(index)
+    except OSError:
+        return False
+    return True
 
 
 class Kernel:
@@ -60,6 +70,22 @@ class Kernel:
             with ThreadPoolExecutor(1) as thread:
                 self._devices[port] = thread.submit(self._add, port).result()
         return self._devices[port]
+
+    def lost(self) -> list[int]:
+        """UDP ports whose devices somebody removed."""
+        return [port for port, index in self._devices.items() if not present(index)]
+
+    def renew(self, port: int) -> tuple[int, int]:
+        """A device in place of one that is gone; the indices of both. Raises KernelError."""
+        former = self._devices.pop(port)
+        try:
+            index = self.device(port)
+        except KernelError:
+            self._devices[port] = former
+            raise
+        if former == self.port:
+            self.port = index
+        return former, index
 
     def _add(self, port: int) -> int:
         with self._errors(), IPRoute() as ip:

@@ -6,6 +6,7 @@ daemon finds in the maps. Source: data plane spec §4.1, §4.5, §6.3.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from fastdp.maps import (
@@ -149,6 +150,13 @@ class KernelTable:
         former = self._config.ourself
         ourself = self._topology.short_id(self._topology.ourself)
         self._configure(Config(former if ourself is None else ourself, former, sleeve, ctl, port))
+
+    def moved(self, device: int, index: int) -> None:
+        """Another VXLAN device stands in for one that is gone, at once also for what has no link at the moment."""
+        for short, route in self._routes.items():
+            if route.device == device:
+                self._routes[short] = replace(route, device=index)
+                self._maps["peers"].set(KEY.pack(short), self._routes[short].pack())
 
     def _configure(self, config: Config) -> None:
         if config != self._config:

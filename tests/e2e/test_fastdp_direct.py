@@ -141,3 +141,23 @@ def test_programs_after_devices() -> None:
         made.routers[1].stop()
         made.start(1, [], "--no-fastdp")
         assert "vxlan" not in run("ip", "-n", made.underlay.host(1).namespace, "link")
+
+
+def test_a_device_that_is_removed() -> None:
+    with cluster(fastdp=True) as made:
+        for number in (1, 2):
+            start(made, number, range(1, number))
+        made.await_links(mesh_links(2))
+        containers(made)
+        made.await_routes()
+        wait_until("everything is fast", lambda: all_fast(made), 15)
+        host = made.underlay.host(2).namespace
+        device = next(word for word in run("ip", "-n", host, "link").split() if word.startswith("vxlan-p")).rstrip(":")
+
+        def remove() -> None:
+            run("ip", "-n", host, "link", "del", device)
+            wait_until("it is there", lambda: device in run("ip", "-n", host, "link"), 5)
+            time.sleep(1)
+
+        assert while_a_flow_lives(made, remove) < 5.0
+        assert all_fast(made)

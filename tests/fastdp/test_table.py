@@ -233,3 +233,9 @@ def test_a_next_hop_that_takes_nothing_of_others(world: World) -> None:
     world.flood(THREE, world.links[ONE])
     assert world.tree(US) == Tree((SHORTS[ONE], SHORTS[THREE]), False) and world.tree(THREE) == Tree((), True)
     assert world.table.serves(US, ONE) and not world.table.serves(THREE, ONE)
+
+
+def test_a_device_in_place_of_another(world: World) -> None:
+    world.write({ONE: world.links[ONE], TWO: world.slow})
+    world.table.moved(4, 9)
+    assert world.peer(ONE) == replace(route(ONE), device=9) and world.peer(TWO).kind is Kind.SLEEVE
