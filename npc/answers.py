@@ -16,7 +16,7 @@ from npc.policy import Policy
 from npc.question import UnknownError, questions
 from npc.server import Answer, AskError, Request
 from npc.simulate import Packet, run
-from npc.verdict import Connection
+from npc.verdict import Connection, Exemption, Verdict
 
 _ADMIT = 5.0
 
@@ -146,10 +146,12 @@ class Answers:
         found = []
         for question in asked:
             proposals = bool(request.get("whyNot"))
-            explanation = explained(controller.model, question, multicast=options.multicast, proposals=proposals)
+            explanation = explained(
+                controller.model, question, multicast=options.multicast, closed=options.closed, proposals=proposals
+            )
             connection = explanation.connection
             document: dict[str, object] = explanation.document()
-            document["programmed"] = await self._programmed(connection, explanation.allowed)
+            document["programmed"] = await self._programmed(connection, explanation.verdict)
             drops = self._node.drops.between(connection.source, connection.destination)
             document["drops"] = [str(drop) for drop in drops[-3:]]
             known = await asyncio.to_thread(flows.known, {connection.source, connection.destination})
@@ -161,7 +163,7 @@ class Answers:
             found.append(document)
         return found
 
-    async def _programmed(self, connection: Connection, allowed: bool) -> str:
+    async def _programmed(self, connection: Connection, verdict: Verdict) -> str:
         """What the rules that are loaded say of it, on this node alone."""
         local = [
             pod
@@ -173,8 +175,10 @@ class Answers:
         different = await self._controller.audit(repair=False)
         if not self._controller.synced or different:
             return f"the kernel does not hold what was meant: {'; '.join(different[:3]) or 'not written yet'}"
+        if verdict.exemption is Exemption.OWN_NODE:
+            return "between a node and its own pods no packet meets the rules"
         passes = run(self._controller.planner.plan, Packet(connection)).accepted
-        if passes == allowed:
+        if passes == verdict.allowed:
             return f"the rules that are loaded say the same: {'accept' if passes else 'drop'}"
         if passes:
             return "the rules here let it pass; the other end's node decides the rest"

@@ -75,7 +75,7 @@ class Controller:
         self.warnings: dict[str, str] = {}
         self.cleared = False
         self._log = log
-        self._multicast = options.multicast
+        self._options = options
         self._keep_established = keep_established
         self._fetch = fetch
         self._observe = observe
@@ -140,7 +140,7 @@ class Controller:
         """Stand at another hook."""
         planner = Planner(self.model, self.node, options)
         planner.update(self.model.everything())
-        self.planner = planner
+        self.planner, self._options = planner, options
         self.rebuild()
 
     # --- what pods wait for ---
@@ -342,4 +342,4 @@ class Controller:
         if flow.source in ours or flow.destination in ours:
             return True
         connection = Connection(flow.source, flow.destination, flow.protocol, flow.port)
-        return judge(self.model, connection, multicast=self._multicast).allowed
+        return judge(self.model, connection, multicast=self._options.multicast, closed=self._options.closed).allowed

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, ge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from npc.base import UNKNOWN
 from npc.controller import Controller
 from npc.node import Node
 from npc.plan import Direction, ElementSet
@@ -91,7 +92,9 @@ class _Figures(Collector):
         )
         for name, (packets, _octets) in self._controller.table.counters().items():
             policies = self._controller.planner.policies_of(name)
-            if policies:
+            if name == UNKNOWN:
+                family.add_metric([Direction.INGRESS.name.lower(), "", UNKNOWN], packets)
+            elif policies:
                 direction = Direction(name[1]).name.lower()
                 labels = [direction, policies[0][0], ",".join("/".join(key) for key in policies)]
                 family.add_metric(labels, packets)

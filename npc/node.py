@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address
 
 from nft.wire import NftError
@@ -74,7 +75,7 @@ class Node:
         wanted = Hook.POSTROUTING if await asyncio.to_thread(bridge.ipvs) else Hook.FORWARD
         if wanted is not self.options.hook:
             self._log.warning("kube-proxy's mode changed: rules move to %s", wanted.value)
-            self.options = Options(wanted, self.options.bridge, self.options.multicast)
+            self.options = replace(self.options, hook=wanted)
             self._controller.move(self.options)
 
     def _mark(self, reason: str, text: str) -> None:

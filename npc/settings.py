@@ -4,6 +4,9 @@ import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
+
+from npc.ranges import Network
 
 LEVELS = ("debug", "info", "warning", "error")
 SOCKET = "/run/weave/npc.sock"
@@ -16,7 +19,10 @@ class UsageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What weave-npc is to do. `hook` empty: where kube-proxy's mode wants it."""
+    """What weave-npc is to do.
+
+    `hook` empty: where kube-proxy's mode wants it. `closed`: networks of which only known addresses are reached.
+    """
 
     node: str
     metrics: str = ":6781"
@@ -26,6 +32,7 @@ class Settings:
     hook: str = ""
     startup_closed: bool = True
     keep_established: bool = False
+    closed: tuple[Network, ...] = ()
     socket: str = SOCKET
     url: str = ""
     token: str = ""
@@ -56,6 +63,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         hook=given.hook,
         startup_closed=given.startup == "closed",
         keep_established=given.established == "keep",
+        closed=_networks(given.ipalloc_range) if given.unknown == "drop" else (),
         socket=given.socket,
         url=given.api_server,
         token=given.token_file,
@@ -68,6 +76,13 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
 def _one_dash(word: str) -> str:
     """Go's flags have one dash or two."""
     return f"-{word}" if word.startswith("-") and not word.startswith("--") and len(word) > 2 else word
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ip_network(each.strip(), strict=False) for each in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--ipalloc-range: {error}") from error
 
 
 def _boolean(text: str) -> bool:
@@ -99,6 +114,17 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     add("--startup", default="closed", choices=("closed", "open"), help="what a pod waits for rules in vain for")
     add("--established", default="cut", choices=("cut", "keep"), help="connections that are no longer allowed")
+    add(
+        "--unknown",
+        default="pass",
+        choices=("pass", "drop"),
+        help="what goes to an address of --ipalloc-range that no pod and no node has (%(default)s)",
+    )
+    add(
+        "--ipalloc-range",
+        default=environment.get("IPALLOC_RANGE") or "10.32.0.0/12",
+        help="with --unknown=drop: addresses of pods and containers, several with commas (IPALLOC_RANGE, %(default)s)",
+    )
     add("--socket", default=SOCKET, help="where the router and the command line ask (%(default)s)")
     add("--api-server", default="", help="URL of the API server (in the cluster: that of its environment)")
     add("--token-file", default="", help="with --api-server: a file with a bearer token")

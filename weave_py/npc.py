@@ -153,7 +153,7 @@ class Daemon:
     """All that runs on a node."""
 
     def __init__(self, settings: Settings, hook: Hook, client: Client, log: logging.Logger) -> None:
-        options = Options(hook, settings.bridge, settings.multicast)
+        options = Options(hook, settings.bridge, settings.multicast, settings.closed)
         self._settings = settings
         self._client = client
         self._log = log
