@@ -25,7 +25,7 @@ class PolicyController:
     async def ready(self, addresses: Sequence[str], pod: Mapping[str, str]) -> None:
         """Returns when the pod may start. Raises CniError: try again later."""
         identity = _identity(pod)
-        if not identity["name"]:
+        if identity is None:
             return
         try:
             answer = await self._ask({"wait": list(addresses), **identity})
@@ -39,7 +39,7 @@ class PolicyController:
     async def gone(self, pod: Mapping[str, str]) -> None:
         """The pod has no network any more; weave-npc hears of it from the API server, too, only later."""
         identity = _identity(pod)
-        if identity["name"]:
+        if identity is not None:
             try:
                 await self._ask({"release": True, **identity})
             except (OSError, ValueError, TimeoutError):
@@ -58,6 +58,8 @@ class PolicyController:
         return answer
 
 
-def _identity(pod: Mapping[str, str]) -> dict[str, str]:
+def _identity(pod: Mapping[str, str]) -> dict[str, str] | None:
+    """A pod's namespace, name and UID; None for what is no pod: podman tells a name, too, but no namespace."""
     names = {"namespace": "K8S_POD_NAMESPACE", "name": "K8S_POD_NAME", "uid": "K8S_POD_UID"}
-    return {field: pod.get(name, "") for field, name in names.items()}
+    found = {field: pod.get(name, "") for field, name in names.items()}
+    return found if found["namespace"] and found["name"] else None

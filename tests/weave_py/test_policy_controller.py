@@ -43,7 +43,7 @@ async def test_a_pod_waits(tmp_path: Path) -> None:
 async def test_what_is_no_pod_does_not_wait(tmp_path: Path) -> None:
     policy = PolicyController(str(tmp_path / "nobody"))
     # podman names its container, too, but no namespace.
-    await policy.ready(["10.32.0.5"], {"IgnoreUnknown": "1"})
+    await policy.ready(["10.32.0.5"], {"IgnoreUnknown": "1", "K8S_POD_NAME": "of podman"})
     await policy.gone({})
 
 
