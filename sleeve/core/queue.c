@@ -12,7 +12,7 @@
 #define FRAMES 512
 #define ROOM (sizeof(vnet) + MAX_FRAME)
 #define MAX_BYTES (8u << 20)
-#define QUANTUM 16384
+#define QUANTUM 65536
 #define HEADS 1024
 
 typedef struct lined lined;

@@ -8,6 +8,7 @@
 
 #include "core.h"
 
+#define READS 256
 #define BATCH 128
 #define BATCH_BYTES (1u << 19)
 #define PAUSE_MS 100
@@ -120,7 +121,7 @@ static bool forward(tx *t, const super *s)
 /* Read what the TAP has. Returns whether there may be more. */
 static bool fill(tx *t)
 {
-    for (int number = 0; number < BATCH; number++) {
+    for (int number = 0; number < READS; number++) {
         uint32_t dropped;
         uint8_t *room = queue_room(t->queue, &dropped);
         if (dropped)
