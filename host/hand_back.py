@@ -15,7 +15,7 @@ from functools import partial
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from host import netns, rules
+from host import netns, peer_vxlan, rules
 from host.bridge import BridgeType, bridge_type, error_text
 from host.containers import containers, unseen
 from host.errors import HostError
@@ -31,7 +31,8 @@ _IFREQ = struct.Struct("16sP16x")
 
 def hand_back(bridge: str, proc: str = "/proc") -> list[str]:
     """Do all of it, with no router running; what was done and what is left to do, a line each. Raises HostError."""
-    done = [f"removed {name}" for name in (*remove_vxlans(bridge), *rules.remove(), *_remove_policy())]
+    devices = *remove_vxlans(bridge), *peer_vxlan.remove_all(bridge)
+    done = [f"removed {name}" for name in (*devices, *rules.remove(), *_remove_policy())]
     if bridge_type(bridge) is not BridgeType.BRIDGE:
         # Nothing to hand over, or a datapath that finishes frames itself.
         return done
