@@ -176,6 +176,7 @@ class Daemon:
         services = self._services(service, name, uid)
         readers = {"topology": ("topology", self._theirs), IPAM_CHANNEL: ("ring", services.neighbour_ring)}
         agreement = AgreementGossip(hold=self._holding, peers=self._others, uid=uid, readers=readers)
+        self.ready = http_ready.Ready(Readiness(settings.ready_patience), service.status, self._has_ring)
         self._parts = _Parts(service, sleeve, fast, frames, port, agreement, services)
 
     def _frames(
@@ -237,6 +238,10 @@ class Daemon:
         self.parts.frames.macs.forget_peer(name)
         self.parts.services.peer_gone(name)
 
+    def _has_ring(self) -> bool:
+        ipam = self.parts.services.ipam
+        return ipam is None or ipam.ready
+
     async def _start(self) -> None:
         settings, parts = self._settings, self.parts
         await self.exposure.start()
@@ -272,12 +277,7 @@ class Daemon:
             http_addresses.add_routes_without_allocation(application)
         if services.names is not None:
             http_names.add_routes(application, services.names)
-        http_ready.add_routes(
-            application,
-            Readiness(self._settings.ready_patience),
-            self.parts.service.status,
-            lambda: services.ipam is None or services.ipam.ready,
-        )
+        http_ready.add_routes(application, self.ready)
         return application
 
     async def _listen(self, address: str, application: web.Application, what: str) -> None:

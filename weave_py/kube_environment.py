@@ -34,7 +34,8 @@ class KubeEnvironment:
     """What is told. `flags` are the router's, without those that depend on who else is there.
 
     `peers`: those given, None where the cluster knows; `init`: how the first ring comes about, if it is given;
-    `expose`: addresses for this host, as for `weave expose`; `names`: pods get names.
+    `expose`: addresses for this host, as for `weave expose`; `names`: pods get names; `api` and
+    `token_file`: the API server's URL and our token, where that is not as in a pod.
     """
 
     node: str
@@ -48,6 +49,8 @@ class KubeEnvironment:
     host_root: str
     prepares_node: bool
     names: bool
+    api: str
+    token_file: str
 
     def arguments(self, peers: Sequence[str], count: int, more: Sequence[str] = ()) -> list[str]:
         """The router's command line among `count` nodes, us included, of which these are to be dialled.
@@ -98,6 +101,8 @@ def read(environment: Mapping[str, str]) -> KubeEnvironment:
         host_root=host_root,
         prepares_node=value("INIT_CONTAINER") != "true",
         names=names,
+        api=value("WEAVE_KUBE_API"),
+        token_file=value("WEAVE_KUBE_TOKEN_FILE"),
     )
 
 

@@ -49,17 +49,13 @@ def load_modules(log: logging.Logger) -> None:
 
 def open_settings(log: logging.Logger) -> None:
     """Make /proc/sys of this container writable, if it is not and we may: it is the node's, by the node's namespace."""
-    if os.access(_SETTINGS / "net", os.W_OK) and not _read_only(_SETTINGS):
+    if not os.statvfs(_SETTINGS).f_flag & os.ST_RDONLY:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     flags = _MS_REMOUNT | _MS_BIND | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
     if libc.mount(None, str(_SETTINGS).encode(), None, flags, None) != 0:
         reason = os.strerror(ctypes.get_errno())
         log.warning("%s cannot be written (%s): interfaces keep the kernel's defaults", _SETTINGS, reason)
-
-
-def _read_only(path: Path) -> bool:
-    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def _filter_bridged(log: logging.Logger) -> None:

@@ -11,11 +11,16 @@ import os
 import sys
 from collections.abc import Sequence
 from ipaddress import AddressValueError, IPv4Interface, NetmaskValueError
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weave_py import kube_environment
 from weave_py.kube_environment import KubeEnvironment, KubeEnvironmentError
 from weave_py.log import set_up
 from weave_py.settings import EXIT_USAGE, FlagError, Settings, SettingsError, check, parse
+
+if TYPE_CHECKING:
+    from kube.config import Config
 
 _USAGE = """Usage: weave-kube [router flags] [peer ...]     the router of this node
        weave-kube init                           prepares the node: modules, settings, CNI plugin
@@ -34,6 +39,7 @@ def _main(arguments: Sequence[str]) -> int:
         print(_USAGE)
         return 0
     from host.errors import HostError
+    from kube.errors import KubeError
     from weave_py import kube_init
     from weave_py.store import StoreError
 
@@ -48,15 +54,16 @@ def _main(arguments: Sequence[str]) -> int:
     except FlagError as error:
         print(f"{error}\nSee 'weave-kube --help'.", file=sys.stderr)
         return EXIT_USAGE
-    except (KubeEnvironmentError, SettingsError, HostError, StoreError) as error:
+    except (KubeEnvironmentError, SettingsError, HostError, StoreError, KubeError) as error:
         log.critical("%s", error)
         return 1
 
 
 def _route(told: KubeEnvironment, more: Sequence[str], log: logging.Logger) -> int:
     """Join and run; returns the router's exit code."""
+    from mesh.names import format_peer_name
     from weave_py import daemon, kube_init
-    from weave_py.begin import open_store
+    from weave_py.begin import choose_name, open_store
     from weave_py.takeover import old_router_ended
 
     _check_range(told)
@@ -66,9 +73,21 @@ def _route(told: KubeEnvironment, more: Sequence[str], log: logging.Logger) -> i
 
         alone = _settings(told, more, (), 1)
         log = set_up(alone.log_level)
-        node, store = Node(told, log), open_store(alone, log)
+        store = open_store(alone, log)
+        name = choose_name(alone, store, log)
+        node = Node(told, _api(told), name, log)
         peers, count = asyncio.run(node.join(store))
+        more = [*more, "--name", format_peer_name(name)]
         return daemon.run(_settings(told, more, peers, count), log, node.follow, store)
+
+
+def _api(told: KubeEnvironment) -> "Config | None":
+    """Where the API server is; None outside of a cluster, where peers are given. Raises ConfigError."""
+    from kube.config import Config, in_cluster
+
+    if told.api:
+        return Config(told.api, token_file=Path(told.token_file) if told.token_file else None)
+    return None if told.peers is not None and "KUBERNETES_SERVICE_HOST" not in os.environ else in_cluster()
 
 
 def _settings(told: KubeEnvironment, more: Sequence[str], peers: Sequence[str], count: int) -> Settings:

@@ -1,21 +1,28 @@
 """Names for the pods of this node: POD.NAMESPACE below the domain, for as long as a pod runs and has an address.
 
-What is wanted follows from the pods that are seen; what is registered is ours to change and nobody else's. A core: it
-says what to register and what to remove. Source: CLI spec §3 (`--kube-dns-names`), DNS spec §6.
+What is wanted follows from the pods that are seen; what is registered is ours to change and nobody else's.
+Source: CLI spec §3 (`--kube-dns-names`), DNS spec §6.
 """
 
+import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any
+from typing import Any, NamedTuple
+
+from dns.service import NameService
+from kube.client import Client
+from kube.config import Config
+from kube.resource import PODS
+from kube.watch import Applied, Deleted, watch
 
 _OVER = ("Succeeded", "Failed")
 # Not one of those that outlive whoever holds them: a pod that ended while nobody looked is found by its address.
 _HOLDER = "pod:"
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(NamedTuple):
     """A name, its holder's identifier, its address."""
 
     hostname: str
@@ -67,3 +74,30 @@ class PodNames:
 
 def _key(pod: Mapping[str, Any]) -> tuple[str, str]:
     return pod["metadata"]["namespace"], pod["metadata"]["name"]
+
+
+async def follow_pods(config: Config, node: str, service: NameService, universe: str, log: logging.Logger) -> None:
+    """Keep the names of a node's pods registered, until cancelled."""
+    names = PodNames(IPv4Network(universe), service.domain)
+    query = {"fieldSelector": f"spec.nodeName={node}"}
+    async with Client(config) as client, contextlib.aclosing(watch(client, PODS, trim, query=query)) as events:
+        async for event in events:
+            changes = []
+            match event:
+                case Applied(pod):
+                    changes = list(names.applied(pod))
+                case Deleted(pod):
+                    changes = list(names.deleted(pod))
+            for registers, named in changes:
+                _follow(service, registers, named, log)
+
+
+def _follow(service: NameService, registers: bool, named: Named, log: logging.Logger) -> None:
+    try:
+        if registers:
+            service.add(*named)
+        else:
+            service.delete(hostname=named.hostname, container=named.holder, address=named.address)
+    except ValueError as error:
+        # A pod's name may be longer than a label of DNS.
+        log.info("no name for a pod: %s", error)
