@@ -16,11 +16,25 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
 
+from fastdp.esp import BodyError, overhead
+from fastdp.ipsec import Ipsec, IpsecError, Pair, Security, Session
 from fastdp.kernel import Kernel, KernelError
 from fastdp.link import FastLink
-from fastdp.maps import MAX_HOPS, NO_SHORT, UPCALL, Kind, Reason, Route, Traffic, host, unpack_address, unpack_upcall
+from fastdp.maps import (
+    MAX_HOPS,
+    NO_SHORT,
+    UPCALL,
+    Kind,
+    Reason,
+    Route,
+    Traffic,
+    host,
+    host_text,
+    unpack_address,
+    unpack_upcall,
+)
 from fastdp.table import KernelTable
-from fastdp.wire import DEFAULT_MTU, Cause, ends, heartbeat, packet
+from fastdp.wire import DEFAULT_MTU, Cause, Control, ends, heartbeat, packet
 from mesh.names import PeerName, peer_label
 from mesh.seams import AttrValue, ConnectionParams, OverlayError
 from overlay.seams import Forwarder, ForwarderEvents, KernelSink, Topology
@@ -66,11 +80,18 @@ class LinkPath(Protocol):
 
 
 class FastForwarder:
-    """The fast data path on one connection (`overlay.seams.Forwarder`, `LinkEffects`)."""
+    """The fast data path on one connection (`overlay.seams.Forwarder`, `LinkEffects`); `esp` where it is encrypted."""
 
     in_kernel = True
 
-    def __init__(self, path: LinkPath, params: ConnectionParams, events: ForwarderEvents, route: Route) -> None:
+    def __init__(
+        self,
+        path: LinkPath,
+        params: ConnectionParams,
+        events: ForwarderEvents,
+        route: Route,
+        esp: Session | None = None,
+    ) -> None:
         self._path = path
         self._events = events
         self.peer = params.remote
@@ -80,7 +101,12 @@ class FastForwarder:
         self._target = f"[{params.remote_address[0]}]:{port}" if self._v6 else f"{params.remote_address[0]}:{port}"
         self._label = peer_label(params.remote, params.remote_nickname)
         self._beat_frame = heartbeat(params.connection_uid, path.mtu)
-        self.link = FastLink(self, params.connection_uid, path.mtu, ours=is_ours(params), port=port, v6=self._v6)
+        self.esp = esp
+        self._more = 0 if esp is None else overhead(path.mtu)
+        added = None if esp is None else self._more
+        self.link = FastLink(
+            self, params.connection_uid, path.mtu, ours=is_ours(params), port=port, v6=self._v6, esp=added
+        )
         self.counts: Counter[str] = Counter()
         self._before = Traffic()
         self._socket = _connected(params.local_address[0], params.remote_address[0], port)
@@ -93,18 +119,35 @@ class FastForwarder:
         if self._stopped or self.link.confirmed:
             return
         try:
+            key = None if self.esp is None else self.esp.open()
             self.route = replace(self.route, link=self._path.register(self))
-        except KernelError as error:
+        except (KernelError, IpsecError) as error:
             self._events.failed(OverlayError(str(error)))
             return
         self._before = self._path.traffic(self.route.link)
         self.link.confirm(self._path.now())
+        if key is not None:
+            self._events.send_control(Control.INIT_SA_REMOTE, key)
         self._rearm()
 
     def control_message(self, tag: int, payload: bytes) -> None:
-        if not self._stopped:
+        if self._stopped:
+            return
+        if tag == Control.INIT_SA_REMOTE:
+            self._accept_key(payload)
+        else:
             self.link.control(tag, payload, self._path.now())
-            self._rearm()
+        self._rearm()
+
+    def _accept_key(self, payload: bytes) -> None:
+        if self.esp is None:
+            return
+        try:
+            self.esp.accept(payload)
+        except (BodyError, IpsecError) as error:
+            self._events.failed(OverlayError(str(error)))
+        else:
+            self.link.keyed(self._path.now())
 
     def stop(self) -> None:
         if self._stopped:
@@ -115,6 +158,8 @@ class FastForwarder:
         self._socket.close()
         if self.link.confirmed:
             self._path.unregister(self)
+        if self.esp is not None:
+            self.esp.close()
 
     def accepts(self, source: PeerName, destination: PeerName) -> bool:
         known = self._path.short(source) is not None and self._path.short(destination) is not None
@@ -132,7 +177,8 @@ class FastForwarder:
             self.counts["over-path-mtu"] += 1
 
     def attrs(self) -> Mapping[str, AttrValue]:
-        return {"name": "fastdp", "mtu": self._path.mtu}
+        attrs: dict[str, AttrValue] = {"name": "fastdp", "mtu": self._path.mtu}
+        return attrs if self.esp is None else {**attrs, "encrypted": True}
 
     @property
     def reason(self) -> str:
@@ -175,6 +221,14 @@ class FastForwarder:
             with contextlib.suppress(OSError):
                 _FLUSH[self._v6].write_text("1")
 
+    def renew_key(self) -> None:
+        if self.esp is None:
+            return
+        try:
+            self._events.send_control(Control.INIT_SA_REMOTE, self.esp.renew())
+        except IpsecError as error:
+            self._log("%s", error)
+
     def heard(self, frame: bytes) -> bool:
         """A special frame of the peer; whether it was a heartbeat of ours."""
         valid = not self._stopped and self.link.heartbeat(frame, self._path.now())
@@ -199,7 +253,9 @@ class FastForwarder:
         return None
 
     def _path_mtu(self) -> int:
-        return self._socket.getsockopt(socket.IPPROTO_IPV6 if self._v6 else socket.IPPROTO_IP, _MTU[self._v6])
+        """In octets of IP packet; what the kernel says leaves out what ESP adds."""
+        level = socket.IPPROTO_IPV6 if self._v6 else socket.IPPROTO_IP
+        return self._socket.getsockopt(level, _MTU[self._v6]) + self._more
 
     def _log(self, text: str, *values: object) -> None:
         self._path.log.info("fastdp ->[%s|%s]: " + text, self._target, self._label, *values)
@@ -249,7 +305,10 @@ def _connected(local: str, remote: str, port: int) -> socket.socket:
 
 
 class FastDataPath:
-    """All fast links (`overlay.seams.DataPath`). `port` is our mesh port; `mtu` of the bridge, in octets."""
+    """All fast links (`overlay.seams.DataPath`). `port` is our mesh port; `mtu` of the bridge, in octets.
+
+    `security` says which of them are to be encrypted, and whether the kernel can.
+    """
 
     name = "fastdp"
 
@@ -261,6 +320,7 @@ class FastDataPath:
         *,
         port: int,
         mtu: int = DEFAULT_MTU,
+        security: Security,
         log: logging.Logger,
     ) -> None:
         self.loop = loop
@@ -274,8 +334,31 @@ class FastDataPath:
         self._timer: asyncio.TimerHandle | None = None
         self._lost = 0
         self.counts: Counter[str] = Counter()
-        self.table = KernelTable(kernel.maps, topology, _neighbour, clock=loop.time, later=loop.call_later)
+        self.ipsec, self._no_ipsec = self._begin_ipsec(security)
+        self.table = KernelTable(
+            kernel.maps,
+            topology,
+            _neighbour,
+            clock=loop.time,
+            later=loop.call_later,
+            keep=lambda hop: not security.wanted or self._may_serve(host_text(hop), security),
+        )
         self.table.start(kernel.sleeve, kernel.ctl_index, kernel.port)
+
+    def _begin_ipsec(self, security: Security) -> tuple[Ipsec | None, str]:
+        """What encrypts, or why nothing does."""
+        if not security.wanted or security.problem:
+            return None, security.problem
+        try:
+            served = [host_text(address) for address in self.kernel.maps["sources"].all_keys()]
+            return Ipsec(served, self.loop.call_later, self.log), ""
+        except IpsecError as error:
+            self.log.warning("encrypted links are carried over sleeve only: %s", error)
+            return None, str(error)
+
+    def _may_serve(self, remote: str, security: Security) -> bool:
+        """Whether the kernel may go on with what an earlier router did for this host."""
+        return security.trusted(remote) or (self.ipsec is not None and self.ipsec.protects(remote))
 
     def attach(self, sink: KernelSink) -> None:
         """Say who gets what comes up, and begin to listen."""
@@ -312,17 +395,27 @@ class FastDataPath:
         local, remote = params.local_address[0], params.remote_address[0]
         if ":" in remote and not is_ours(params):
             raise OverlayError("the underlay is IPv6")
-        if params.session_key is not None:
-            raise OverlayError("the connection is encrypted, and ESP is not available")
+        if params.session_key is not None and self.ipsec is None:
+            raise OverlayError(f"encrypted without ESP: {self._no_ipsec}")
         if len(self._links) >= MAX_HOPS:
             raise OverlayError(f"{MAX_HOPS} links are carried by the kernel already")
         try:
             device = self.kernel.device(self.port_of(params))
             direct = params.features.get(DIRECT_FEATURE) == "1"
             route = Route(Kind.FAST, host(remote), host(local), device, direct=direct)
-            return FastForwarder(self, params, events, route)
-        except (KernelError, OSError, ValueError) as error:
+            return FastForwarder(self, params, events, route, self._session(params))
+        except (KernelError, IpsecError, OSError, ValueError) as error:
             raise OverlayError(str(error)) from error
+
+    def _session(self, params: ConnectionParams) -> Session | None:
+        """What encrypts a connection; None where it is in clear. Raises IpsecError."""
+        port = self.port_of(params)
+        if self.ipsec is not None:
+            self.ipsec.listen(port)
+        if self.ipsec is None or params.session_key is None:
+            return None
+        pair = Pair(params.local_address[0], params.remote_address[0], port)
+        return self.ipsec.session(pair, params.session_key, self.ourself, params.remote)
 
     def diagnostics(self) -> object:
         """Weave Net's report had its datapath's ports and flows here; the report's `Fastdp` has ours."""

@@ -4,7 +4,9 @@ from typing import Any
 
 from fastdp.datapath import FastDataPath, FastForwarder
 from fastdp.direct import DirectDataPath
+from fastdp.ipsec import IpsecError, dropped_in_clear
 from fastdp.maps import DROPS, NO_SHORT, host_text, unpack_address
+from fastdp.xfrm import State
 from mesh.names import format_peer_name
 
 _SHOWN_ADDRESSES = 1000
@@ -46,7 +48,7 @@ def document(path: FastDataPath | DirectDataPath) -> dict[str, Any]:
         or None,
         "MACs": _addresses(path) or None,
         "Counts": {name: number for name, number in sorted((counts + path.counts).items()) if number},
-        "Drops": {name: counts[name] for name in DROPS},
+        "Drops": {name: counts[name] for name in DROPS} | (dropped_in_clear() if path.ipsec is not None else {}),
     }
 
 
@@ -59,7 +61,31 @@ def _link(link: FastForwarder) -> dict[str, Any]:
         "PathMTU": link.link.path_mtu or 0,
         "Needs": link.link.needs,
         "Changes": link.link.changes,
+        "ESP": _esp(link),
         "Counts": dict(sorted(link.traffic().items())),
+    }
+
+
+def _esp(link: FastForwarder) -> dict[str, Any] | None:
+    """An encrypted link's associations, by the kernel's own counters."""
+    if link.esp is None:
+        return None
+    try:
+        inward, outward = link.esp.found()
+    except IpsecError as error:
+        return {"Problem": str(error)}
+    return {"In": _association(inward), "Out": _association(outward)}
+
+
+def _association(state: State | None) -> dict[str, Any] | None:
+    if state is None:
+        return None
+    return {
+        "SPI": f"{state.spi:08x}",
+        "Packets": state.packets,
+        "Bytes": state.octets,
+        "Replayed": state.replayed,
+        "Failed": state.failed,
     }
 
 

@@ -36,19 +36,36 @@ class LinkEffects(Protocol):
     def fits_again(self) -> None:
         """Heartbeats pass that were too long before."""
 
+    def renew_key(self) -> None:
+        """Nothing passes on an encrypted link: perhaps somebody removed its keys from the kernel."""
+
 
 class FastLink:
-    """The state of one link; `ours` says that the peer speaks HEALTH. `mtu` of a frame's content, in octets."""
+    """The state of one link; `ours` says that the peer speaks HEALTH. `mtu` of a frame's content, in octets.
+
+    `esp` is what encryption adds to a heartbeat, in octets; None in clear. Encrypted, nothing is sent before `keyed`.
+    """
 
     def __init__(
-        self, effects: LinkEffects, connection_uid: int, mtu: int, *, ours: bool, port: int, v6: bool = False
+        self,
+        effects: LinkEffects,
+        connection_uid: int,
+        mtu: int,
+        *,
+        ours: bool,
+        port: int,
+        v6: bool = False,
+        esp: int | None = None,
     ) -> None:
         self._effects = effects
         self._uid = connection_uid
         # Octets of IP packet that the path has to take.
-        self.needs = mtu + OVERHEAD + (IPV6_MORE if v6 else 0)
+        self.needs = mtu + OVERHEAD + (IPV6_MORE if v6 else 0) + (esp or 0)
         self._ours = ours
-        self._port = port
+        self._where = f"on UDP port {port}" if esp is None else "by ESP, IP protocol 50"
+        self._keyed = esp is None
+        self._encrypted = esp is not None
+        self._renewed = 0.0
         self._beat_at: float | None = None
         self._timeout_at: float | None = None
         self._acknowledged = False
@@ -72,12 +89,14 @@ class FastLink:
             return "frames have to be relayed here, which this kernel does not do without BPF"
         if self._barred_there:
             return "the peer has to relay frames, which its kernel does not do without BPF"
+        if not self._keyed:
+            return "encrypted, and the peer has sent no key for ESP"
         if not self._receiving:
-            return f"nothing is received on UDP port {self._port}: is it blocked, or the path MTU < {self.needs}?"
+            return f"nothing is received {self._where}: is it blocked, or the path MTU < {self.needs}?"
         if not self._heard:
-            return f"the peer receives nothing on UDP port {self._port}: is it blocked, or the path MTU < {self.needs}?"
+            return f"the peer receives nothing {self._where}: is it blocked, or the path MTU < {self.needs}?"
         if not self.established:
-            return f"no answer yet on UDP port {self._port}"
+            return f"no answer yet {self._where}"
         return ""
 
     # --- events ---
@@ -86,6 +105,13 @@ class FastLink:
         """The mesh added the connection."""
         self.confirmed = True
         self._timeout_at = now + self._patience
+        self._renewed = now
+        if self._keyed:
+            self._beat(now)
+
+    def keyed(self, now: float) -> None:
+        """The peer's key is in the kernel, for the first time or again."""
+        self._keyed = True
         self._beat(now)
 
     def heartbeat(self, frame: bytes, now: float) -> bool:
@@ -105,7 +131,7 @@ class FastLink:
     def control(self, tag: int, payload: bytes, now: float) -> None:
         """A private control message; unknown ones are ignored."""
         if tag == Control.HEARTBEAT_ACK:
-            if not self.established:
+            if self._keyed and not self.established:
                 self.established = True
                 self._beat_at = now + self._interval
                 self._effects.established()
@@ -164,6 +190,10 @@ class FastLink:
                 self._effects.fits_again()
         self._judge()
         self._beat_at = now + self._interval
+        silent = not (self._receiving and self._heard)
+        if self._encrypted and self._ours and silent and now - self._renewed >= OUR_TIMEOUT:
+            self._renewed = now
+            self._effects.renew_key()
 
     def _receive(self, receiving: bool) -> None:
         self._receiving = receiving

@@ -56,6 +56,7 @@ class KernelTable:
         *,
         clock: Callable[[], float],
         later: Callable[[float, Callable[[], None]], object],
+        keep: Callable[[bytes], bool] = lambda hop: True,
     ) -> None:
         self._maps = maps
         self._topology = topology
@@ -73,22 +74,30 @@ class KernelTable:
         self._forgotten: dict[bytes, None] = {}
         self._sweeping = False
         self._hops: Sequence[tuple[PeerName, Forwarder | None]] = ()
-        self._adopt()
+        self._adopt(keep)
 
-    def _adopt(self) -> None:
-        """Take what another daemon left for what is still good."""
+    def _adopt(self, keep: Callable[[bytes], bool]) -> None:
+        """Take what another daemon left for what is still good, but for next hops that are not to be kept."""
         self._config = Config.unpack(self._maps["config"].get(KEY.pack(0)) or bytes(32))
         self._routes: dict[int, Route] = {}
         for short in range(1 << 12):
             value = self._maps["peers"].get(KEY.pack(short))
             if value is not None and any(value):
-                self._routes[short] = Route.unpack(value)
+                route = self._routes[short] = Route.unpack(value)
+                if route.kind is Kind.FAST and not keep(route.hop):
+                    del self._routes[short]
+                    self._maps["peers"].set(KEY.pack(short), NO_ROUTE.pack())
         self._trees = {}
         for key in self._maps["trees"].all_keys():
             value = self._maps["trees"].get(key)
             if value is not None:
                 self._trees[KEY.unpack(key)[0]] = Tree.unpack(value)
-        found = self._maps["sources"].all_keys()
+        found = []
+        for address in self._maps["sources"].all_keys():
+            if keep(address):
+                found.append(address)
+            else:
+                self._maps["sources"].delete(address)
         self._sources = dict.fromkeys(found, 0)
         for address in found:
             number = KEY.unpack(self._maps["sources"].get(address) or KEY.pack(0))[0]

@@ -19,7 +19,8 @@ Expression = bytes
 _IFNAMSIZ = 16
 _REGISTER = 1
 _META_MARK, _META_IIF, _META_OIF, _META_IIFNAME, _META_OIFNAME = 3, 4, 5, 6, 7
-_META_NFPROTO, _META_L4PROTO = 15, 16
+_META_NFPROTO, _META_L4PROTO, _META_SECPATH = 15, 16, 25
+_RT_XFRM = 4
 _NFPROTO = {4: 2, 6: 10}
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _SOURCE = {4: (12, 4), 6: (8, 16)}
@@ -202,6 +203,16 @@ def protocol(number: int) -> Expression:
 def port(number: int) -> Expression:
     """Packets to this port, of a protocol that has ports and was asked for before."""
     return _payload(_TRANSPORT_HEADER, 2, 2) + _compare(number.to_bytes(2, "big"))
+
+
+def came_in_clear() -> Expression:
+    """Packets that IPsec did not decrypt on their way in."""
+    return _load_meta(_META_SECPATH) + _compare(bytes(1))
+
+
+def goes_in_clear() -> Expression:
+    """Packets that IPsec will not encrypt on their way out."""
+    return _expression("rt", u32(1, _REGISTER), u32(2, _RT_XFRM)) + _compare(bytes(1))
 
 
 def within(fields: Sequence[Field], members: str | Anonymous, *, negate: bool = False) -> Expression:

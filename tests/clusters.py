@@ -79,7 +79,10 @@ class Cluster:
 
     def _await_answer(self, number: int) -> None:
         router = self.routers[number]
-        wait_until(f"router {number} answers", lambda: router.answers() or router.ended(), _START)
+        try:
+            wait_until(f"router {number} answers", lambda: router.answers() or router.ended(), _START)
+        except LabError as error:
+            raise LabError(f"{error}; its log ends: {router.log[-600:]}") from error
         if router.ended():
             raise LabError(f"router {number} ended; its log ends: {router.log[-600:]}")
 

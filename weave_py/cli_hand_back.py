@@ -45,10 +45,11 @@ def stop_and_hand_back(arguments: Sequence[str]) -> int:
     if words:
         raise UsageError("")
     from host.hand_back import hand_back as clear
+    from weave_py import encryption
 
     prefix = prefix or launch.state_prefix()
     launch.stop()
     code = hand_back(["--db-prefix", prefix])
-    for line in on_host(lambda: clear(BRIDGE)):
+    for line in (*on_host(lambda: clear(BRIDGE)), *(f"removed {name}" for name in on_host(encryption.remove))):
         print(line)
     return code

@@ -99,6 +99,7 @@ def reset(arguments: list[str]) -> int:
     if words:
         raise UsageError("")
     from host.reset import reset as clean
+    from weave_py import encryption
 
     prefix = prefix or launch.state_prefix()
     if running():
@@ -114,6 +115,7 @@ def reset(arguments: list[str]) -> int:
             "Re-launch weave before reset or use --force to override."
         )
     on_host(lambda: clean(BRIDGE))
+    on_host(encryption.remove)
     _remove_state(prefix)
     return 0
 

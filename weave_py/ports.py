@@ -1,8 +1,8 @@
 """What the router makes on its host before all else: the bridge, sleeve's port, and the kernel's data path.
 
-The kernel's data path is had where it was not refused, where frames may travel in clear, and where the kernel lets
-us: by programs, or where it takes none by a VXLAN device for every peer. Else all frames go over sleeve, and the log
-says why. Source: data plane spec §7, CLI spec §4.
+The kernel's data path is had where it was not refused, where the kernel encrypts if it has to, and where it lets us:
+by programs, or where it takes none by a VXLAN device for every peer. Else all frames go over sleeve, and the log says
+why. Source: data plane spec §7, CLI spec §4.
 """
 
 import asyncio
@@ -10,8 +10,10 @@ import logging
 import os
 from dataclasses import dataclass
 
+from fastdp import esp
 from fastdp.datapath import FastDataPath
 from fastdp.direct import DirectDataPath
+from fastdp.ipsec import Security
 from fastdp.kernel import Kernel, KernelError
 from fastdp.wire import DEFAULT_MTU, OVERHEAD
 from host import peer_vxlan
@@ -23,6 +25,7 @@ from host.vxlan import ensure_vxlan, remove_vxlan, remove_vxlans
 from mesh.names import PeerName, format_peer_name
 from overlay.seams import Topology
 from weave_py.direct_devices import DirectDevices
+from weave_py.encryption import security
 from weave_py.settings import Settings
 
 # An underlay that takes at least so many octets takes jumbo frames.
@@ -39,6 +42,7 @@ class Ports:
     tap: int
     kernel: Kernel | None
     mtu: int
+    security: Security
     devices: DirectDevices | None = None
     problem: str = ""
 
@@ -54,7 +58,7 @@ class Ports:
     ) -> FastDataPath | DirectDataPath | None:
         """The fast data path above it, for a router of this mesh port."""
         if self.kernel is not None:
-            return FastDataPath(loop, topology, self.kernel, port=port, mtu=self.mtu, log=log)
+            return FastDataPath(loop, topology, self.kernel, port=port, mtu=self.mtu, security=self.security, log=log)
         if self.devices is not None:
             return DirectDataPath(loop, topology, self.devices, port=port, mtu=self.mtu, problem=self.problem, log=log)
         return None
@@ -62,12 +66,13 @@ class Ports:
 
 def prepare(settings: Settings, name: PeerName, log: logging.Logger) -> Ports:
     """Make all of it; a second start finds it. Raises HostError."""
-    refusal = _refusal(settings)
+    secured = security(settings, log)
+    refusal = _refusal(settings, secured)
     if not refusal:
-        mtu = settings.mtu or (_largest(log) if settings.mtu_auto else DEFAULT_MTU)
+        mtu = settings.mtu or (_largest(secured, log) if settings.mtu_auto else DEFAULT_MTU)
         for way in (_by_programs, _by_peer):
             try:
-                made = way(settings, name, mtu, refusal, log)
+                made = way(settings, name, mtu, secured, refusal, log)
             except (KernelError, HostError) as error:
                 refusal = f"{refusal}; {error}" if refusal else str(error)
             else:
@@ -80,7 +85,7 @@ def prepare(settings: Settings, name: PeerName, log: logging.Logger) -> Ports:
     remove_vxlans(settings.bridge)
     peer_vxlan.remove_all(settings.bridge)
     _fit(settings, mtu, log)
-    return Ports(tap, None, mtu)
+    return Ports(tap, None, mtu, secured)
 
 
 def _fit(settings: Settings, mtu: int, log: logging.Logger) -> None:
@@ -88,17 +93,21 @@ def _fit(settings: Settings, mtu: int, log: logging.Logger) -> None:
         log.info("MTU of container %s lowered to %d: it was attached under a larger one", ident, mtu)
 
 
-def _by_programs(settings: Settings, name: PeerName, mtu: int, problem: str, log: logging.Logger) -> Ports:
+def _by_programs(
+    settings: Settings, name: PeerName, mtu: int, secured: Security, problem: str, log: logging.Logger
+) -> Ports:
     """The kernel's programs. Raises HostError, KernelError."""
     tap = _bridge_and_tap(settings, name, mtu, fast=True)
     try:
-        return Ports(tap, _kernel(settings, mtu), mtu)
+        return Ports(tap, _kernel(settings, mtu), mtu, secured)
     except BaseException:
         os.close(tap)
         raise
 
 
-def _by_peer(settings: Settings, name: PeerName, mtu: int, problem: str, log: logging.Logger) -> Ports:
+def _by_peer(
+    settings: Settings, name: PeerName, mtu: int, secured: Security, problem: str, log: logging.Logger
+) -> Ports:
     """A device for every peer, where the kernel takes no program. Raises HostError, KernelError."""
     tap = _bridge_and_tap(settings, name, mtu, fast=False)
     try:
@@ -111,22 +120,23 @@ def _by_peer(settings: Settings, name: PeerName, mtu: int, problem: str, log: lo
         os.close(tap)
         raise
     log.warning("the kernel carries frames between direct peers only, by a device each: %s", problem)
-    return Ports(tap, None, mtu, devices, problem)
+    return Ports(tap, None, mtu, secured, devices, problem)
 
 
-def _refusal(settings: Settings) -> str:
+def _refusal(settings: Settings, secured: Security) -> str:
     """Why there is to be no data path in the kernel; empty if there is."""
     if not settings.fastdp:
         return "--no-fastdp"
-    if settings.passwords and not settings.trusted_subnets:
-        return "all frames are encrypted"
+    if secured.problem and not settings.trusted_subnets:
+        return f"encrypted without ESP: {secured.problem}"
     return ""
 
 
-def _largest(log: logging.Logger) -> int:
-    """The MTU of `--mtu auto`: what the underlay takes, less what VXLAN adds; the default on ordinary Ethernet."""
+def _largest(secured: Security, log: logging.Logger) -> int:
+    """The MTU of `--mtu auto`: what the underlay takes, less VXLAN and ESP; the default on ordinary Ethernet."""
     underlay = underlay_mtu()
-    mtu = DEFAULT_MTU if underlay is None or underlay < _JUMBO else min(underlay, MAX_TAP_MTU) - OVERHEAD
+    added = OVERHEAD + (esp.MOST if secured.wanted and not secured.problem else 0)
+    mtu = DEFAULT_MTU if underlay is None or underlay < _JUMBO else min(underlay, MAX_TAP_MTU) - added
     log.info("MTU %d, chosen by the underlay's %s", mtu, underlay or "default route, of which there is none")
     return mtu
 
@@ -141,6 +151,7 @@ def _kernel(settings: Settings, mtu: int) -> Kernel:
     control = open_control(MAX_TAP_MTU)
     try:
         main = settings.port + 1
+
         def device(port: int) -> int:
             try:
                 peer_vxlan.remove_all(settings.bridge)

@@ -195,7 +195,7 @@ def fastdp(report: Document) -> str:
     problem = f", {fastdp['Mode']}: {printable(fastdp['Problem'])}" if fastdp["Problem"] else ""
     lines = [f"UDP port {ports or 'none yet'}, MTU {fastdp['MTU']}{problem}\n", "links:\n"]
     for link in fastdp["Links"] or ():
-        state = printable(link["Reason"]) or "works"
+        state = printable(link["Reason"]) or ("works, encrypted" if link["ESP"] else "works")
         lines.append(f"   {names.get(link['Peer'], link['Peer']):<37} {link['Address']:<15} {state}\n")
     lines.append("peers:\n")
     for peer in fastdp["Peers"] or ():

@@ -14,8 +14,8 @@ MTU = 1376
 class Side:
     """One end, and what it had done."""
 
-    def __init__(self, *, ours: bool) -> None:
-        self.link = FastLink(self, UID, MTU, ours=ours, port=6784)
+    def __init__(self, *, ours: bool, esp: int | None = None) -> None:
+        self.link = FastLink(self, UID, MTU, ours=ours, port=6784, esp=esp)
         self.heard: list[object] = []
         self.beats = 0
         self.now = 0.0
@@ -36,6 +36,9 @@ class Side:
 
     def fits_again(self) -> None:
         self.heard.append("fits again")
+
+    def renew_key(self) -> None:
+        self.heard.append("new key")
 
     def until(self, when: float) -> None:
         while (at := self.link.next_timer()) is not None and at <= when:
@@ -159,6 +162,34 @@ def test_ipv6_takes_more() -> None:
     side = Side(ours=True)
     assert side.link.needs == 1426
     assert FastLink(side, UID, MTU, ours=True, port=6784, v6=True).needs == 1446
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["2.8", "ours"])
+def test_encrypted_nothing_is_sent_before_the_key(ours: bool) -> None:
+    side = Side(ours=ours, esp=34)
+    side.link.confirm(0.0)
+    side.link.control(Control.HEARTBEAT_ACK, b"", 0.1)
+    side.until(3.0)
+    assert side.beats == 0 and side.heard == [] and "no key" in side.link.trouble
+    side.link.keyed(3.0)
+    assert side.beats == 1 and side.link.needs == 1460
+    side.receive()
+    side.link.control(Control.HEARTBEAT_ACK, b"", 3.1)
+    assert side.heard == [(Control.HEARTBEAT_ACK, b""), "established"] and side.link.trouble == ""
+
+
+def test_encrypted_silence_of_ours_renews_the_key() -> None:
+    side = Side(ours=True, esp=34)
+    side.link.keyed(0.0)
+    side.establish()
+    side.until(OUR_TIMEOUT * 2.5)
+    assert side.heard == [(Control.HEALTH, b"\0"), False, "new key", "new key"]
+    assert "IP protocol 50" in side.link.trouble
+    side.receive()
+    side.until(OUR_TIMEOUT * 2.5 + 2)
+    side.receive()
+    side.until(OUR_TIMEOUT * 3.4)
+    assert side.heard[4:] == [(Control.HEALTH, b"\1"), True]
 
 
 def test_stop(side: Side) -> None:
