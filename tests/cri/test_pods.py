@@ -1,0 +1,210 @@
+"""Pods on two nodes, made by containerd as a kubelet has it made: the configuration and the plugin that we install."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from host.netns import inside
+from lab.net import run
+from lab.router import RANGE, wait_until
+from tests.clusters import Cluster, cluster
+from tests.cri.runtime import PLUGINS, Runtime, Sandbox, missing, runtime
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
+_PORT = 8080
+
+
+@dataclass(slots=True)
+class Nodes:
+    """Two nodes, each with a router and a runtime."""
+
+    cluster: Cluster
+    runtimes: dict[int, Runtime]
+
+    def host(self, number: int) -> str:
+        return self.cluster.underlay.host(number).namespace
+
+    def links(self, number: int) -> str:
+        return run("ip", "-n", self.host(number), "link")
+
+    def held(self, number: int) -> set[str]:
+        """Who holds addresses on a node, but for the node itself."""
+        owned = __import__("json").loads(self.cluster.routers[number].get("/ip"))["owned"] or []
+        return {each["containerid"] for each in owned} - {"weave:expose"}
+
+
+def flags(made: Cluster, number: int) -> tuple[str, str]:
+    return "--socket", str(made.directory / f"h{number}/weaver.sock")
+
+
+@contextlib.contextmanager
+def node(made: Cluster, number: int) -> Iterator[Runtime]:
+    """A node's runtime, set up by `weave setup-cni`."""
+    root = made.directory / f"node{number}"
+    plugins, configurations = root / "opt/cni/bin", root / "etc/cni/net.d"
+    plugins.mkdir(parents=True)
+    for plugin in PLUGINS.iterdir():
+        (plugins / plugin.name).symlink_to(plugin)
+    command = [sys.executable, "-m", "weave_py.cli", "setup-cni"]
+    subprocess.run(command, env={**os.environ, "HOST_ROOT": str(root)}, check=True, timeout=60)
+    run("ip", "netns", "exec", made.underlay.host(number).namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+    here = made.directory / f"h{number}"
+    variables = {"WEAVE_CNI_SOCKET": str(here / "weaver.sock"), "WEAVE_CNI_SPOOL": str(here / "cni")}
+    with runtime(root / "c", made.underlay.host(number).namespace, configurations, plugins, **variables) as made_:
+        yield made_
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with cluster(ipam=RANGE) as made, contextlib.ExitStack() as stack:
+        made.start(1, [2], *flags(made, 1), "--ipalloc-init", "consensus=2")
+        made.start(2, [1], *flags(made, 2), "--ipalloc-init", "consensus=2")
+        made.await_links({1: {2}, 2: {1}})
+        yield Nodes(made, {number: stack.enter_context(node(made, number)) for number in (1, 2)})
+
+
+@pytest.fixture
+def pods(nodes: Nodes) -> Iterator[tuple[Sandbox, Sandbox]]:
+    one, two = nodes.runtimes[1], nodes.runtimes[2]
+    first, second = one.run_sandbox("one", [(_PORT, 18080)]), two.run_sandbox("two")
+    yield first, second
+    for sandboxes, pod in ((one, first), (two, second)):
+        if pod.ident in sandboxes.made:
+            sandboxes.remove(pod.ident)
+
+
+@contextlib.contextmanager
+def serving(pod: Sandbox) -> Iterator[None]:
+    """A TCP server in a pod that says the address of whoever calls."""
+    listener = inside(pod.namespace, lambda: socket.create_server(("", _PORT)))
+    import threading
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, peer = listener.accept()
+                with connection:
+                    connection.sendall(peer[0].encode())
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+
+
+def call(namespace: str, address: str, port: int) -> str:
+    """What the server there says to a caller from a namespace."""
+
+    def connect() -> str:
+        with socket.create_connection((address, port), timeout=10) as connection:
+            return connection.recv(100).decode()
+
+    return inside(namespace, connect)
+
+
+def test_pods_on_two_nodes_reach_each_other(nodes: Nodes, pods: tuple[Sandbox, Sandbox]) -> None:
+    one, two = pods
+    assert one.address != two.address
+    one.run("ping", "-c", "3", "-i", "0.2", "-W", "3", two.address)
+    with serving(one):
+        assert call(two.namespace, one.address, _PORT) == two.address
+
+
+def test_a_pod_reaches_itself_by_its_own_address(pods: tuple[Sandbox, Sandbox]) -> None:
+    one, _ = pods
+    with serving(one):
+        assert call(one.namespace, one.address, _PORT) == one.address
+
+
+def test_host_ports(nodes: Nodes, pods: tuple[Sandbox, Sandbox]) -> None:
+    """From another node, from a pod there, and from the pod itself, whose frames turn back at its port."""
+    one, two = pods
+    address = nodes.cluster.address(1)
+    with serving(one):
+        assert call(f"/run/netns/{nodes.host(2)}", address, 18080)
+        assert call(two.namespace, address, 18080)
+        assert call(one.namespace, address, 18080)
+
+
+def test_a_new_router_in_the_middle_of_traffic(nodes: Nodes, pods: tuple[Sandbox, Sandbox]) -> None:
+    one, two = pods
+    ping = subprocess.Popen(
+        ["nsenter", f"--net={one.namespace}", "ping", "-i", "0.2", "-w", "60", "-c", "100", two.address],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        time.sleep(1)
+        made = nodes.cluster
+        made.routers[1].stop()
+        made.start(1, [2], *flags(made, 1), "--ipalloc-init", "consensus=2")
+        made.await_links({1: {2}, 2: {1}})
+        one.run("ping", "-c", "1", "-w", "20", two.address)
+        third = nodes.runtimes[1].run_sandbox("three")
+        third.run("ping", "-c", "1", "-w", "10", two.address)
+        nodes.runtimes[1].remove(third.ident)
+    finally:
+        ping.terminate()
+        ping.wait(10)
+    wait_until("only the first pod holds an address", lambda: nodes.held(1) == {one.ident}, 20)
+
+
+def test_pods_end_without_a_router(nodes: Nodes) -> None:
+    made = nodes.cluster
+    pod = nodes.runtimes[1].run_sandbox("late")
+    wait_until("the pod holds an address", lambda: pod.ident in nodes.held(1), 10)
+    made.routers[1].stop()
+    try:
+        nodes.runtimes[1].remove(pod.ident)
+        assert len(os.listdir(made.directory / "h1/cni")) == 1
+    finally:
+        made.start(1, [2], *flags(made, 1), "--ipalloc-init", "consensus=2")
+    wait_until("the address is free", lambda: not nodes.held(1), 20)
+    assert not os.listdir(made.directory / "h1/cni")
+
+
+def test_a_pod_does_not_start_without_a_router(nodes: Nodes) -> None:
+    import grpc
+
+    made = nodes.cluster
+    made.routers[1].stop()
+    try:
+        with pytest.raises(grpc.RpcError, match="the weave router does not answer"):
+            nodes.runtimes[1].run_sandbox("early")
+    finally:
+        made.start(1, [2], *flags(made, 1), "--ipalloc-init", "consensus=2")
+    made.await_links({1: {2}, 2: {1}})
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_pods_come_and_go_and_nothing_is_left(nodes: Nodes) -> None:
+    """Fifty pods at a time on two nodes, replaced for three minutes."""
+    alive: list[tuple[Runtime, Sandbox]] = []
+    ends = time.monotonic() + 180
+    count = 0
+    while time.monotonic() < ends or alive:
+        if len(alive) >= 50 or time.monotonic() >= ends:
+            sandboxes, pod = alive.pop(0)
+            sandboxes.remove(pod.ident)
+        else:
+            count += 1
+            sandboxes = nodes.runtimes[count % 2 + 1]
+            alive.append((sandboxes, sandboxes.run_sandbox(f"churn-{count}")))
+    assert count > 50
+    assert len({pod.address for _, pod in alive}) == len(alive)
+    for number in (1, 2):
+        wait_until("no address is held", lambda number=number: not nodes.held(number), 20)
+        wait_until("no port is left", lambda number=number: "vethwepl" not in nodes.links(number), 20)
+        assert not os.listdir(nodes.cluster.directory / f"h{number}/cni")
+    print(f"{count} pods in three minutes")
