@@ -1,10 +1,12 @@
 """Pods on two nodes, made by containerd as a kubelet has it made: the configuration and the plugin that we install."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +38,7 @@ class Nodes:
 
     def held(self, number: int) -> set[str]:
         """Who holds addresses on a node, but for the node itself."""
-        owned = __import__("json").loads(self.cluster.routers[number].get("/ip"))["owned"] or []
+        owned = json.loads(self.cluster.routers[number].get("/ip"))["owned"] or []
         return {each["containerid"] for each in owned} - {"weave:expose"}
 
 
@@ -57,8 +59,8 @@ def node(made: Cluster, number: int) -> Iterator[Runtime]:
     run("ip", "netns", "exec", made.underlay.host(number).namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1")
     here = made.directory / f"h{number}"
     variables = {"WEAVE_CNI_SOCKET": str(here / "weaver.sock"), "WEAVE_CNI_SPOOL": str(here / "cni")}
-    with runtime(root / "c", made.underlay.host(number).namespace, configurations, plugins, **variables) as made_:
-        yield made_
+    with runtime(root / "c", made.underlay.host(number).namespace, configurations, plugins, **variables) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,6 @@ def pods(nodes: Nodes) -> Iterator[tuple[Sandbox, Sandbox]]:
 def serving(pod: Sandbox) -> Iterator[None]:
     """A TCP server in a pod that says the address of whoever calls."""
     listener = inside(pod.namespace, lambda: socket.create_server(("", _PORT)))
-    import threading
 
     def serve() -> None:
         with contextlib.suppress(OSError):
@@ -203,8 +204,8 @@ def test_pods_come_and_go_and_nothing_is_left(nodes: Nodes) -> None:
             alive.append((sandboxes, sandboxes.run_sandbox(f"churn-{count}")))
     assert count > 50
     assert len({pod.address for _, pod in alive}) == len(alive)
-    for number in (1, 2):
-        wait_until("no address is held", lambda number=number: not nodes.held(number), 20)
-        wait_until("no port is left", lambda number=number: "vethwepl" not in nodes.links(number), 20)
-        assert not os.listdir(nodes.cluster.directory / f"h{number}/cni")
+    numbers = (1, 2)
+    wait_until("no address is held", lambda: not any(nodes.held(number) for number in numbers), 20)
+    wait_until("no port is left", lambda: not any("vethwepl" in nodes.links(number) for number in numbers), 20)
+    assert not any(os.listdir(nodes.cluster.directory / f"h{number}/cni") for number in numbers)
     print(f"{count} pods in three minutes")
