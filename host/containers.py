@@ -1,8 +1,9 @@
 """Who is on the bridge: this host itself, and each container, found by where its interface leads.
 
 A container is the network namespace at the other end of a port of the bridge. So this needs no list of our own, and
-finds what a killed router or Weave Net 2.8 attached. It is known by the id that a runtime gave it, which the control
-group of its processes shows; else by the name of its namespace; else by the namespace's number.
+finds what a killed router or Weave Net 2.8 attached. It is known by what its port says, where that is a pod's; else by
+the id that a runtime gave it, which the control group of its processes shows; else by the name of its namespace; else
+by the namespace's number.
 Source: data plane spec §10, CLI spec §4; rtnetlink(7), cgroups(7).
 """
 
@@ -19,6 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from host import netns
 from host.errors import HostError
 from host.links import Link, addresses, by_index, by_name, namespace_number, ports
+from host.pod_port import pod_port
 
 EXPOSED = "weave:expose"
 _NETNS_DIRECTORY = Path("/run/netns")
@@ -30,7 +32,8 @@ _MADE_BY_RUNTIME = re.compile(r"cni-[0-9a-f-]{36}|[0-9a-f]{12,64}")
 class Attached:
     """A container on the bridge, or this host itself (`port` is the bridge then).
 
-    `namespace` is a path that leads there now, `pid` a process in it if one is seen; cidrs are `ip/prefix`.
+    `namespace` is a path that leads there now, `pid` a process in it if one is seen; cidrs are `ip/prefix`. Of a pod
+    whose namespace is not seen path and MAC are empty.
     """
 
     ident: str
@@ -64,7 +67,17 @@ def scan(bridge: str, proc: str = "/proc") -> list[Attached]:
     if link is None:
         return []
     ours = Attached(EXPOSED, bridge, f"{proc}/self/ns/net", None, bridge, link.mac, tuple(here))
-    return [ours, *containers(bridge, proc)]
+    return [ours, *_with_pods(bridge, containers(bridge, proc))]
+
+
+def _with_pods(bridge: str, found: list[Attached]) -> list[Attached]:
+    """Also pods whose namespace cannot be seen from here: their ports say enough."""
+    known = {one.port for one in found}
+    for port in ports(bridge):
+        who = pod_port(port.alias)
+        if who is not None and port.name not in known:
+            found.append(Attached(who.ident, port.name, "", None, who.interface, "", (who.cidr,)))
+    return sorted(found, key=lambda one: one.port)
 
 
 def containers(bridge: str, proc: str = "/proc") -> list[Attached]:
@@ -115,9 +128,12 @@ def _look(place: _Place, wanted: dict[int, list[Link]], proc: str) -> list[Attac
         mine = wanted.pop(number)
         ends = netns.inside(namespace.fileno(), lambda: [end for port in mine for end in _ends(port)])
     ident, pid = _ident(place, proc), min(place.pids, default=None)
-    return [
-        Attached(ident, port.name, place.path, pid, link.name, link.mac, tuple(cidrs)) for port, link, cidrs in ends
-    ]
+    found = []
+    for port, link, cidrs in ends:
+        who = pod_port(port.alias)
+        name = ident if who is None else who.ident
+        found.append(Attached(name, port.name, place.path, pid, link.name, link.mac, tuple(cidrs)))
+    return found
 
 
 def _ends(port: Link) -> Iterator[tuple[Link, Link, list[str]]]:
