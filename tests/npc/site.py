@@ -67,6 +67,7 @@ class Site:
     hosts: dict[str, str] = field(default_factory=dict)
     pods: dict[str, str] = field(default_factory=dict)
     outside: str = ""
+    mtu: int = 1400
 
     def namespace_of(self, address: str) -> str:
         """Where an address is; outside if it is nobody's."""
@@ -128,9 +129,25 @@ class Site:
         name, port = f"{self.underlay.prefix}-c{number}", f"vethwepl{number}"
         run("ip", "netns", "add", name)
         _sysctl(name)
-        run("ip", "-n", host, "link", "add", port, "mtu", "1400", "type", "veth", "peer", "name", "eth0", "netns", name)
+        run(
+            "ip",
+            "-n",
+            host,
+            "link",
+            "add",
+            port,
+            "mtu",
+            str(self.mtu),
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            name,
+        )
         run("ip", "-n", host, "link", "set", port, "master", BRIDGE, "up")
-        row = ["link set lo up", "link set eth0 mtu 1400 up"]
+        row = ["link set lo up", f"link set eth0 mtu {self.mtu} up"]
         row += [f"addr add {one}/{16 if ':' not in one else 32} dev eth0 nodad" for one in addresses]
         row += [
             f"route add {'::' if ':' in one else '0.0.0.0'}/0 via {one}" for one in self.nodes[node] if one in _GATEWAYS
