@@ -84,6 +84,14 @@ class Draft:
         to.elements.add(element)
         self._note(self._change.added, self._change.removed, to.name, element)
 
+    def add_elements(self, to: ElementSet, elements: set[bytes]) -> None:
+        """Elements that are not there yet."""
+        to.elements |= elements
+        back = self._change.removed.get(to.name, set()) & elements
+        if back:
+            self._change.removed[to.name] -= back
+        self._change.added.setdefault(to.name, set()).update(elements - back if back else elements)
+
     def remove_element(self, of: ElementSet, element: bytes) -> None:
         """An element that is there."""
         of.elements.discard(element)

@@ -165,6 +165,7 @@ class PodSets:
 
     def _fill(self, shared: _Shared) -> None:
         """Put into a new set the pods that have a place; others come when they are placed."""
+        found: dict[int, set[bytes]] = {size: set() for size in shared.sets}
         for pod in self._members(shared.identity):
             place = self._places.get(pod.key)
             if place is None:
@@ -172,9 +173,11 @@ class PodSets:
             members = tuple(shared.members(pod))
             place.members += members
             for address in place.addresses:
-                into = shared.sets[len(address)]
+                into = found[len(address)]
                 for _, rest in members:
-                    self._draft.add_element(into, element(address, *rest))
+                    into.add(element(address, *rest) if rest else address)
+        for size, elements in found.items():
+            self._draft.add_elements(shared.sets[size], elements)
 
     def _members(self, identity: Identity) -> Iterable[Pod]:
         if isinstance(identity, PodPeer):
