@@ -9,9 +9,9 @@ COPY deploy/requirements.txt ./
 RUN python -m venv /opt/weave \
     && /opt/weave/bin/pip install --no-cache-dir --require-virtualenv -r requirements.txt "setuptools>=68,<82"
 COPY . .
-# The core is optional elsewhere, here it must have been built.
+# The core and the CNI plugin are optional elsewhere, here they must have been built.
 RUN /opt/weave/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
-    && cd / && /opt/weave/bin/python -c 'import sleeve._sleeve, weave_py.daemon' \
+    && cd / && /opt/weave/bin/python -c 'import cni.install as c, sleeve._sleeve, weave_py.npc; c.COURIER.stat()' \
     && /opt/weave/bin/pip uninstall -y --quiet setuptools pip \
     && rm -f /opt/weave/bin/activate* /opt/weave/bin/Activate*
 

@@ -12,7 +12,9 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from cni.install import InstallError, install
 from host.errors import HostError
+from weave_py import __version__
 
 _MODULES = ("tun", "veth", "bridge", "br_netfilter", "vxlan", "cls_bpf", "sch_ingress", "nf_tables", "esp4", "seqiv")
 _LOAD_LIMIT = 20.0
@@ -27,8 +29,18 @@ def prepare(environment: Mapping[str, str], log: logging.Logger) -> None:
     load_modules(log)
     open_settings(log)
     _filter_bridged(log)
-    directory = plugin_directory(environment)
-    log.info("The CNI plugin goes to %s", directory)
+    install_plugin(environment, log)
+
+
+def install_plugin(environment: Mapping[str, str], log: logging.Logger) -> None:
+    """The CNI plugin and its configuration, as `weave setup-cni` does it. Raises HostError."""
+    configurations = environment.get("WEAVE_CNI_CONF_DIR") or _root(environment) / "etc/cni/net.d"
+    hairpin = {"true": True, "false": False}.get(environment.get("HAIRPIN_MODE", ""))
+    try:
+        for line in install(plugin_directory(environment), Path(configurations), __version__, hairpin):
+            log.info("%s", line)
+    except InstallError as error:
+        raise HostError(f"Failed to install the Weave CNI plugin: {error}") from error
 
 
 def load_modules(log: logging.Logger) -> None:
@@ -77,10 +89,14 @@ def plugin_directory(environment: Mapping[str, str]) -> Path:
     """Where the node's runtime looks for plugins, as seen from here. Raises HostError where there is no such place."""
     if environment.get("WEAVE_CNI_PLUGIN_DIR"):
         return Path(environment["WEAVE_CNI_PLUGIN_DIR"])
-    root = Path(environment.get("HOST_ROOT", "/host") or "/")
+    root = _root(environment)
     for place in (root / "opt/cni/bin", root / _ELSEWHERE):
         if place.is_dir():
             return place
     raise HostError(
         f"Failed to install the Weave CNI plugin: there is neither {root}/opt/cni/bin nor {root}/{_ELSEWHERE}"
     )
+
+
+def _root(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("HOST_ROOT", "/host") or "/")

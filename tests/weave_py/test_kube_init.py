@@ -1,5 +1,6 @@
 """What a node is prepared with."""
 
+import json
 import logging
 import os
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from host.errors import HostError
-from weave_py.kube_init import load_modules, open_settings, plugin_directory
+from weave_py.kube_init import install_plugin, load_modules, open_settings, plugin_directory
 
 LOG = logging.getLogger("test")
 
@@ -25,6 +26,16 @@ def test_where_plugins_go(tmp_path: Path) -> None:
     (tmp_path / "opt/cni/bin").mkdir(parents=True)
     assert plugin_directory(told) == tmp_path / "opt/cni/bin"
     assert plugin_directory({**told, "WEAVE_CNI_PLUGIN_DIR": "/elsewhere"}) == Path("/elsewhere")
+
+
+def test_the_plugin_is_installed(tmp_path: Path) -> None:
+    """Beside whatever else the node has there, and its configuration is ours from the first start."""
+    (tmp_path / "opt/cni/bin").mkdir(parents=True)
+    install_plugin({"HOST_ROOT": str(tmp_path), "HAIRPIN_MODE": "false"}, LOG)
+    plugin = tmp_path / "opt/cni/bin/weave-net"
+    assert os.access(plugin, os.X_OK)
+    written = json.loads((tmp_path / "etc/cni/net.d/10-weave.conflist").read_text())
+    assert written["plugins"][0]["hairpinMode"] is False
 
 
 def test_modules_that_are_not_there_are_no_error() -> None:
