@@ -1,8 +1,6 @@
 """Requests: who we are, how the server is known, what a refusal becomes, and that nothing waits for ever."""
 
 import shutil
-import ssl
-import subprocess
 from pathlib import Path
 from random import Random
 
@@ -15,6 +13,7 @@ from kube.errors import ApiError, ConfigError, KubeError
 from kube.lines import Lines
 from kube.resource import CONFIG_MAPS, NETWORK_POLICIES, NODES, PODS
 from tests.kube.api_server import ApiServer
+from tests.kube.certificate import self_signed
 
 MAP = {"metadata": {"name": "weave-net", "namespace": "kube-system"}}
 
@@ -126,13 +125,7 @@ async def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
 async def test_the_server_is_known_by_the_cluster_authority(tmp_path: Path) -> None:
-    certificate, key = tmp_path / "ca.crt", tmp_path / "key"
-    names = ["-subj", "/CN=kube", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]
-    made = [*command, "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(made, check=True, capture_output=True, timeout=60)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    certificate, context = self_signed(tmp_path)
     async with ApiServer(tls=context) as server:
         async with Client(Config(server.url, ca_file=certificate)) as client:
             assert (await client.list(NODES))["items"] == []
