@@ -8,6 +8,7 @@ cluster. Source: Kubernetes and CNI spec §3, §6.
 import asyncio
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from ipaddress import AddressValueError, IPv4Interface, NetmaskValueError
@@ -34,6 +35,8 @@ def main() -> None:
 
 
 def _main(arguments: Sequence[str]) -> int:
+    # The first process of a container ends by no signal that it has no handler for.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     log = set_up("info")
     if "--help" in arguments or "-h" in arguments:
         print(_USAGE)
