@@ -21,6 +21,7 @@ from npc.selector import Index, Labels, Pair
 
 KINDS = ("Namespace", "Pod", "NetworkPolicy", "Node")
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 @dataclass(slots=True)
@@ -49,6 +50,7 @@ class Model:
         self.pods_declaring: dict[NamedPort, set[PodKey]] = {}
         self._targets: Index[PolicyKey] = Index()
         self._claims: dict[bytes, tuple[PodKey, ...]] = {}
+        self._nodes_at: dict[bytes, set[str]] = {}
         self._admitted: dict[PodKey, tuple[bytes, ...]] = {}
         self._touched = Touched()
 
@@ -76,10 +78,7 @@ class Model:
                 self.namespaces[name] = found
                 self._touched.namespaces.add(name)
         elif kind == "Node":
-            addresses = objects.node_addresses(document)
-            if self.nodes.get(name) != addresses:
-                self.nodes[name] = addresses
-                self._touched.nodes.add(name)
+            self._set_node(name, objects.node_addresses(document))
 
     def delete(self, kind: str, name: str, namespace: str = "", uid: str = "") -> None:
         """An object is gone; with `uid`, only if it is still that one."""
@@ -92,8 +91,8 @@ class Model:
         elif kind == "Namespace":
             if self.namespaces.pop(name, None) is not None:
                 self._touched.namespaces.add(name)
-        elif kind == "Node" and self.nodes.pop(name, None) is not None:
-            self._touched.nodes.add(name)
+        elif kind == "Node":
+            self._set_node(name, None)
 
     def sync(self, kind: str, documents: Iterable[Document]) -> None:
         """All objects of a kind, as a list of the API has them; others are gone."""
@@ -241,7 +240,20 @@ class Model:
 
     def node_of(self, address: bytes) -> str:
         """The node that has an address; empty if none has."""
-        return next((name for name, addresses in self.nodes.items() if address in addresses), "")
+        return min(self._nodes_at.get(address, ("",)))
+
+    def _set_node(self, name: str, addresses: frozenset[bytes] | None) -> None:
+        """A node with its addresses; None if it is gone."""
+        before = self.nodes.pop(name, None)
+        if addresses is not None:
+            self.nodes[name] = addresses
+        if before == addresses:
+            return
+        for address in before or ():
+            _drop(self._nodes_at, address, name)
+        for address in addresses or ():
+            self._nodes_at.setdefault(address, set()).add(name)
+        self._touched.nodes.add(name)
 
     # --- peers ---
 
@@ -275,7 +287,7 @@ class Model:
         return (key for name in selected for key in self.pods_in.get(name, ()))
 
 
-def _drop(index: dict[T, set[PodKey]], at: T, key: PodKey) -> None:
+def _drop(index: dict[T, set[K]], at: T, key: K) -> None:
     found = index[at]
     found.discard(key)
     if not found:

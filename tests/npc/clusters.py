@@ -112,6 +112,7 @@ changes = st.one_of(
     st.tuples(st.just("forget namespace"), st.sampled_from(NAMESPACES)),
     st.tuples(st.just("admit"), names, st.sampled_from(POD_ADDRESSES)),
     st.tuples(st.just("release"), names),
+    st.tuples(st.just("node"), st.sampled_from((None, NODES["n3"], OUTSIDE[-1]))),
 )
 addresses = st.sampled_from(POD_ADDRESSES).flatmap(lambda pair: st.sampled_from(pair))
 elsewhere = st.sampled_from((*OUTSIDE, *NODES.values(), "224.0.0.5"))
@@ -167,7 +168,7 @@ class World:
 
     def __post_init__(self) -> None:
         for name, address in NODES.items():
-            self._apply("Node", "", name, {"status": {"addresses": [{"type": "InternalIP", "address": address}]}})
+            self._node(name, address)
         for name in NAMESPACES:
             self.change(("namespace", name, {}))
 
@@ -196,6 +197,8 @@ class World:
             if change[1] == "Pod":
                 self.admitted.pop(change[2], None)
             self._delete(change[1], *change[2])
+        elif kind == "node":
+            self._node("n3", change[1])
         elif kind == "forget namespace":
             self._delete("Namespace", "", change[1])
         else:
@@ -223,6 +226,12 @@ class World:
         spec["containers"] = [{"ports": [port]} for port in wanted["ports"]]
         status = {"phase": wanted["phase"], "podIPs": [{"ip": each} for each in wanted["address"] or ()]}
         self._apply("Pod", *key, {"spec": spec, "status": status}, labels=wanted["labels"], number=number)
+
+    def _node(self, name: str, address: str | None) -> None:
+        if address is None:
+            self._delete("Node", "", name)
+        else:
+            self._apply("Node", "", name, {"status": {"addresses": [{"type": "InternalIP", "address": address}]}})
 
     def _settle(self, key: tuple[str, str], admitted: tuple[str, ...]) -> None:
         if self.model.admit(*key, "", [ip_address(each).packed for each in admitted]):
