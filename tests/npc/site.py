@@ -30,6 +30,7 @@ Document = dict[str, Any]
 BRIDGE = "weave"
 _REFUSED = 0.4
 _REACHED = 6.0
+_AGAIN = 1.0
 _SCTP = 132
 _ICMP, _ICMP6 = 1, 58
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
@@ -167,19 +168,24 @@ class Site:
     # --- probes ---
 
     def reached(self, probes: Sequence[Probe], expected: Sequence[bool]) -> list[bool]:
-        """Whether each probe is answered; who is expected to be is waited for longer."""
+        """Whether each probe is answered; who is expected to be is waited for longer, and asked again as TCP does."""
         open_probes = {}
         for number, probe in enumerate(probes):
             sock = inside(f"/run/netns/{probe.namespace}", partial(_send, probe))
             open_probes[sock] = number
         found = [False] * len(probes)
-        started = time.monotonic()
+        started = again = time.monotonic()
         try:
             while waiting := [sock for sock, number in open_probes.items() if not found[number]]:
                 patient = any(expected[open_probes[sock]] for sock in waiting)
                 left = started + (_REACHED if patient else _REFUSED) - time.monotonic()
                 if left <= 0:
                     break
+                if time.monotonic() > again + _AGAIN:
+                    again = time.monotonic()
+                    for sock in waiting:
+                        _first_packet(sock, probes[open_probes[sock]])
+                left = min(left, _AGAIN)
                 poll = select.poll()
                 for sock in waiting:
                     poll.register(sock, select.POLLIN | select.POLLERR | select.POLLOUT * (sock.type & 1))
@@ -225,13 +231,16 @@ def _send(probe: Probe) -> socket.socket:
     sock.bind((probe.source, 0))
     with contextlib.suppress(BlockingIOError):
         sock.connect((probe.destination, probe.port if probe.protocol in ("TCP", "UDP") else 0))
-    if probe.protocol == "UDP":
-        sock.send(b"probe")
-    elif probe.protocol == "SCTP":
-        sock.send(sctp_init(probe.port))
-    elif probe.protocol == "ICMP":
-        sock.send(_echo())
+    _first_packet(sock, probe)
     return sock
+
+
+def _first_packet(sock: socket.socket, probe: Probe) -> None:
+    """What a protocol without a connection of the kernel's sends."""
+    content = {"UDP": lambda: b"probe", "SCTP": lambda: sctp_init(probe.port), "ICMP": _echo}.get(probe.protocol)
+    if content is not None:
+        with contextlib.suppress(OSError):
+            sock.send(content())
 
 
 def sctp_init(port: int) -> bytes:
