@@ -17,8 +17,8 @@ from kube.backoff import delay
 from kube.errors import ApiError, KubeError
 from kube.resource import Object
 
-# An object reduced to what is needed of it, or None: not of interest.
-Trim = Callable[[Object], Object | None]
+# An object reduced to what is needed of it, of whatever type can be compared, or None: not of interest.
+Trim = Callable[[Object], Any]
 Key = tuple[str, str]
 
 # Seconds a watch is asked to last, and those after which a server that did not end it is given up.
@@ -36,16 +36,16 @@ _LARGEST_PAGE = 32000
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """An object is new, or what is kept of it changed."""
+    """An object is new, or what is kept of it changed; as it is kept."""
 
-    object: Object
+    object: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
     """An object is no more, or no longer of interest; as it was last kept."""
 
-    object: Object
+    object: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ class _Listing:
     limit: int = _PAGE
     token: str = ""
     seen: set[Key] = field(default_factory=set)
-    changed: dict[Key, Object] = field(default_factory=dict)
-    replaced: list[Object] = field(default_factory=list)
+    changed: dict[Key, Any] = field(default_factory=dict)
+    replaced: list[Any] = field(default_factory=list)
 
 
 class Follower:
@@ -96,7 +96,7 @@ class Follower:
     """
 
     def __init__(self, trim: Trim, rng: Random) -> None:
-        self.objects: dict[Key, Object] = {}
+        self.objects: dict[Key, Any] = {}
         self.synced = False
         self.trouble = ""
         self.failures = 0
@@ -207,10 +207,10 @@ class Follower:
         self.trouble = ""
         self._brought = True
 
-    def _kept(self, found: Object) -> tuple[Key, Object | None]:
+    def _kept(self, found: Object) -> tuple[Key, Any]:
         return _key(found), self._trim(found)
 
-    def _store(self, key: Key, found: Object, fresh: Object) -> bool:
+    def _store(self, key: Key, found: Object, fresh: Any) -> bool:
         """Whether that is news."""
         self._uids[key] = found["metadata"].get("uid", "")
         if self.objects.get(key) == fresh:
@@ -218,7 +218,7 @@ class Follower:
         self.objects[key] = fresh
         return True
 
-    def _replaced(self, key: Key, found: Object) -> list[Object]:
+    def _replaced(self, key: Key, found: Object) -> list[Any]:
         """The former object of that name, if it was another one."""
         if self._uids.get(key, uid := found["metadata"].get("uid", "")) == uid:
             return []

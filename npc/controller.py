@@ -22,7 +22,7 @@ from npc import bridge, flows
 from npc.base import Options
 from npc.kernel import Table
 from npc.model import Model
-from npc.objects import Document
+from npc.objects import Document, Pod
 from npc.planner import Planner
 from npc.verdict import Connection, judge
 
@@ -107,6 +107,16 @@ class Controller:
     def apply(self, kind: str, document: Document) -> None:
         """An object is new or changed."""
         self.model.apply(kind, document)
+        self._touch()
+
+    def put(self, pod: Pod) -> None:
+        """A pod is new or changed."""
+        self.model.put(pod)
+        self._touch()
+
+    def drop(self, pod: Pod) -> None:
+        """A pod is gone."""
+        self.model.delete("Pod", pod.name, pod.namespace, pod.uid)
         self._touch()
 
     def delete(self, kind: str, document: Document) -> None:

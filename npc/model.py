@@ -69,7 +69,7 @@ class Model:
         """An object as it is now, whole or trimmed. Kinds are those of the API."""
         name = document["metadata"]["name"]
         if kind == "Pod":
-            self._apply_pod(objects.pod(document))
+            self.put(objects.pod(document))
         elif kind == "NetworkPolicy":
             self._apply_policy(policy.parse(document))
         elif kind == "Namespace":
@@ -142,7 +142,8 @@ class Model:
 
     # --- pods ---
 
-    def _apply_pod(self, new: Pod) -> None:
+    def put(self, new: Pod) -> None:
+        """A pod as it is now."""
         known = self.pods.get(new.key)
         if known == new:
             return

@@ -34,7 +34,7 @@ from npc.kernel import Table
 from npc.metrics import CONTENT_TYPE, Metrics
 from npc.model import Model
 from npc.node import Node, best_hook
-from npc.objects import TRIM, Document
+from npc.objects import TRIM, Document, Pod, pod
 from npc.plan import Hook
 from npc.server import Server
 from npc.settings import Settings, UsageError
@@ -48,6 +48,8 @@ _RESOURCES: Mapping[str, Resource] = {
     "NetworkPolicy": NETWORK_POLICIES,
     "Node": NODES,
 }
+# Of pods there are many: they are kept once, as the model has them.
+_KEPT: Mapping[str, Trim] = {**TRIM, "Pod": pod}
 _FETCH = 3.0
 # Seconds without a word before the API server counts as away; and how often one looks.
 _AWAY, _LOOK = 60.0, 5.0
@@ -158,7 +160,7 @@ class Daemon:
         self._client = client
         self._log = log
         self._metrics = Metrics()
-        self._followers = {kind: _Heard(TRIM[kind], random.Random()) for kind in _RESOURCES}
+        self._followers = {kind: _Heard(_KEPT[kind], random.Random()) for kind in _RESOURCES}
         self._table = Table()
         self.controller = Controller(
             Model(),
@@ -202,7 +204,7 @@ class Daemon:
 
     async def _follow(self, kind: str, resource: Resource) -> None:
         """Every event of a kind; a bad object costs itself alone."""
-        events = watch(self._client, resource, TRIM[kind], follower=self._followers[kind], log=self._log)
+        events = watch(self._client, resource, _KEPT[kind], follower=self._followers[kind], log=self._log)
         async with contextlib.aclosing(events):
             async for event in events:
                 try:
@@ -224,6 +226,10 @@ class Daemon:
 
     def _take(self, kind: str, event: object) -> None:
         match event:
+            case Applied(Pod() as one):
+                self.controller.put(one)
+            case Deleted(Pod() as one):
+                self.controller.drop(one)
             case Applied(document):
                 self.controller.apply(kind, document)
             case Deleted(document):
