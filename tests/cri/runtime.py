@@ -124,7 +124,7 @@ def runtime(
     try:
         wait_until("containerd answers", socket.exists, _LIMIT)
         image = directory / "pause.tar"
-        image.write_bytes(_pause_image(directory))
+        image.write_bytes(pause_image(directory))
         run("ctr", "-a", str(socket), "-n", "k8s.io", "images", "import", "--snapshotter", "native", str(image))
         with grpc.insecure_channel(f"unix:{socket}") as channel:
             made = Runtime(directory, process, channel)
@@ -162,7 +162,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 """
 
 
-def _pause_image(directory: Path) -> bytes:
+def pause_image(directory: Path) -> bytes:
     """An archive as `docker save` makes it, of one layer with one program."""
     program = directory / "pause"
     run("gcc", "-static", "-Os", "-s", "-o", str(program), str(Path(__file__).with_name("pause.c")))
