@@ -2,15 +2,24 @@
 
 Only TCP is joined, over IPv4 without options or IPv6 without extension headers, where all but lengths, numbers and
 payload are equal and every checksum is right (`sleeve/core/merge.c` has the same rules, and UDP's).
-Checksums are remainders: a number's digits to the base 2^16 add up, modulo 2^16 - 1, to the number itself.
+Checksums are remainders: a number's digits to the base 2^16 add up, modulo 2^16 - 1, to the number itself. numpy, where
+it is installed, adds them faster for many segments at once.
 Source: virtio 1.2, §5.1.6; RFC 1071; RFC 9293.
 """
 
+import contextlib
+import importlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from overlay.frames import Run
+
+numpy: Any = None
+with contextlib.suppress(ImportError):
+    numpy = importlib.import_module("numpy")
 
 VNET = struct.Struct("=BBHHHH")
 _TCP = struct.Struct(">4sI5sB2sH")
@@ -22,6 +31,8 @@ _FIN, _PSH, _ACK, _ECE, _CWR = 0x01, 0x08, 0x10, 0x40, 0x80
 _MAX_MERGED = 64
 _MAX_IP = 65535
 _IPV4_AT, _IPV6_AT = 34, 54
+# Where the IP header says how long the packet is, and how many octets that leaves out.
+_LENGTH = {_IPV4_AT: (16, 14), _IPV6_AT: (18, 54)}
 _TCP_HEADER = 20
 _OTHER_FLAGS = 0xFF & ~(_ACK | _PSH | _FIN | _ECE)
 
@@ -34,6 +45,22 @@ def _remainder(octets: bytes) -> int:
     """The sum of 16-bit words, in one's complement; 0 and 0xffff are the same there."""
     number = int.from_bytes(octets, "big")
     return (number << 8 if len(octets) & 1 else number) % 0xFFFF
+
+
+def _swapped(words: int) -> int:
+    """Two octets in the other order."""
+    return (words & 0xFF) << 8 | words >> 8
+
+
+def _remainders(frame: bytes, start: int, size: int) -> list[int]:
+    """The sums of the payloads of `size` octets from `start` on, the last of which may be shorter."""
+    whole = (len(frame) - start) // size if numpy is not None and not size & 1 else 0
+    sums: list[int] = []
+    if whole > 1:
+        words = numpy.frombuffer(frame, "<u2", whole * size // 2, start).reshape(whole, -1)
+        sums = [_swapped(total % 0xFFFF) for total in words.sum(axis=1, dtype=numpy.uint64).tolist()]
+        start += whole * size
+    return sums + [_remainder(frame[at : at + size]) for at in range(start, len(frame), size)]
 
 
 def _complement(words: int) -> int:
@@ -82,6 +109,7 @@ def _cut(frame: bytes, l4: int, size: int, *, v6: bool) -> bytes:
     middle6, addresses4 = (middle, b"") if v6 else (b"", frame[l3 + 12 : l4])
     ports, ahead = frame[l4 : l4 + 4], frame[l4 + 8 : l4 + 13]
     window, options = frame[l4 + 14 : l4 + 16], b"\0\0" + frame[l4 + 20 : header]
+    sums = _remainders(frame, header, size)
     made = []
     for number, at in enumerate(range(header, len(frame), size)):
         payload = frame[at : at + size]
@@ -90,7 +118,7 @@ def _cut(frame: bytes, l4: int, size: int, *, v6: bool) -> bytes:
         if number:
             mine &= ~_CWR
         place = (sequence + at - header) & 0xFFFFFFFF
-        check = _complement(same + len(payload) + (place >> 16) + (place & 0xFFFF) + mine + _remainder(payload))
+        check = _complement(same + len(payload) + (place >> 16) + (place & 0xFFFF) + mine + sums[number])
         tcp = _TCP.pack(ports, place, ahead, mine, window, check) + options
         if v6:
             made.append(b"".join((start, length.to_bytes(2, "big"), middle6, tcp, payload)))
@@ -105,6 +133,18 @@ def _number(frame: bytes, at: int, size: int) -> int:
     return int.from_bytes(frame[at : at + size], "big")
 
 
+@lru_cache(64)
+def _same(l4: int, header: int) -> int:
+    """Which bits of the headers must be equal in all: not lengths, numbers and checksums, nor what the last may set."""
+    mask = bytearray(b"\xff" * header)
+    for at, size in ((16, 4), (24, 2)) if l4 == _IPV4_AT else ((18, 2),):
+        mask[at : at + size] = bytes(size)
+    mask[l4 + 4 : l4 + 8] = bytes(4)
+    mask[l4 + 13] = 0xFF & ~(_FIN | _PSH)
+    mask[l4 + 16 : l4 + 18] = bytes(2)
+    return int.from_bytes(mask, "big")
+
+
 @dataclass(slots=True)
 class _Open:
     """A run that may go on: what the next frame must look like."""
@@ -116,10 +156,8 @@ class _Open:
     sequence: int
     ident: int
     total: int
-    start: bytes
-    ends: bytes
-    rest: bytes
-    flags: int
+    mask: int
+    same: int
     closed: bool = False
 
 
@@ -136,29 +174,29 @@ class Joiner:
             return ()
         done = self.pull()
         self._open = _begin(frame)
-        if self._open is None:
-            return (frame,) if done is None else (done, frame)
-        return () if done is None else (done,)
+        return done if self._open is not None else (*done, frame)
 
-    def pull(self) -> bytes | None:
-        """What waits."""
+    def pull(self) -> Sequence[bytes]:
+        """What waits: a run, or its frames where not all checksums are right."""
         known, self._open = self._open, None
-        return None if known is None else Run.of(known.frames)
+        if known is None:
+            return ()
+        if len(known.frames) > 1 and not _all_sound(known.frames, known.l4):
+            return known.frames
+        return (Run.of(known.frames),)
 
     def _follows(self, known: _Open, frame: bytes) -> bool:
         l4, header = known.l4, known.header
+        length_at, before = _LENGTH[l4]
         payload = len(frame) - header
         if (
             known.closed
             or not 0 < payload <= known.payload
-            or (frame[:16] if l4 == _IPV4_AT else frame[:18]) != known.start
-            or (frame[20:24] + frame[26:38] if l4 == _IPV4_AT else frame[20:58]) != known.ends
-            or frame[l4 + 4 : l4 + 8] != known.sequence.to_bytes(4, "big")
-            or frame[l4 + 8 : l4 + 13] + frame[l4 + 14 : l4 + 16] + frame[l4 + 18 : header] != known.rest
-            or (frame[l4 + 13] ^ known.flags) & ~(_FIN | _PSH)
+            or int.from_bytes(frame[:header], "big") & known.mask != known.same
+            or _number(frame, l4 + 4, 4) != known.sequence
             or known.total + payload > _MAX_IP
             or (l4 == _IPV4_AT and _number(frame, 18, 2) != known.ident)
-            or not _sound(frame, l4)
+            or _number(frame, length_at, 2) + before != len(frame)
         ):
             return False
         known.frames.append(frame)
@@ -190,7 +228,6 @@ def _begin(frame: bytes) -> _Open | None:
         and not frame[l4 + 12] & 0x0F
         and not frame[l4 + 13] & (_OTHER_FLAGS | _PSH | _FIN)
         and bool(frame[l4 + 13] & _ACK)
-        and _sound(frame, l4)
     )
     if not joinable:
         return None
@@ -203,20 +240,27 @@ def _begin(frame: bytes) -> _Open | None:
         _number(frame, l4 + 4, 4) + payload & 0xFFFFFFFF,
         _number(frame, 18, 2) + 1 & 0xFFFF,
         size - 14,
-        frame[:16] if l4 == _IPV4_AT else frame[:18],
-        frame[20:24] + frame[26:38] if l4 == _IPV4_AT else frame[20:58],
-        frame[l4 + 8 : l4 + 13] + frame[l4 + 14 : l4 + 16] + frame[l4 + 18 : header],
-        frame[l4 + 13],
+        mask := _same(l4, header),
+        int.from_bytes(frame[:header], "big") & mask,
     )
 
 
 def _sound(frame: bytes, l4: int) -> bool:
-    """Whether lengths and checksums are right. TCP follows the addresses, so one sum is over both."""
-    size = len(frame)
-    if l4 == _IPV4_AT:
-        right = _number(frame, 16, 2) == size - 14 and _number(frame, 14, 20) % 0xFFFF == 0
-        return right and (_remainder(frame[26:]) + 6 + size - l4) % 0xFFFF == 0
-    return _number(frame, 18, 2) == size - 54 and (_remainder(frame[22:]) + 6 + size - l4) % 0xFFFF == 0
+    """Whether checksums are right. TCP follows the addresses, so one sum is over both."""
+    # In the other order an odd octet needs no place; the pseudo header's numbers are turned instead.
+    words = int.from_bytes(frame[26 if l4 == _IPV4_AT else 22 :], "little") + _swapped(6 + len(frame) - l4)
+    return words % 0xFFFF == 0 and (l4 == _IPV6_AT or _number(frame, 14, 20) % 0xFFFF == 0)
+
+
+def _all_sound(frames: Sequence[bytes], l4: int) -> bool:
+    """Whether all are, of which only the last may be shorter than the first."""
+    size, start = len(frames[0]), 26 if l4 == _IPV4_AT else 22
+    if numpy is None or size & 1:
+        return all(_sound(frame, l4) for frame in frames)
+    words = numpy.frombuffer(b"".join(frames[:-1]), "<u2").reshape(-1, size // 2)
+    sums = words[:, start // 2 :].sum(axis=1, dtype=numpy.uint64) + _swapped(6 + size - l4)
+    headers = words[:, 7:17].sum(axis=1, dtype=numpy.uint64) if l4 == _IPV4_AT else sums
+    return not (sums % 0xFFFF).any() and not (headers % 0xFFFF).any() and _sound(frames[-1], l4)
 
 
 def joined(run: Run) -> list[bytes]:

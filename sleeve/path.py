@@ -208,14 +208,18 @@ class PlainChannel:
 
     def send(self, source: PeerName, destination: PeerName, frame: bytes, df: bool) -> None:
         queue = self._queues[df]
+        header, described = b"", -1
         for each in frames_of(frame):
-            size = FRAME_OVERHEAD + len(each)
+            length = len(each)
+            if length != described:
+                header, described = frame_header(source, destination, length), length
+            size = FRAME_OVERHEAD + length
             if self._closed or self.overhead + size > UNKNOWN_PAYLOAD:
                 self.counts["closed" if self._closed else "too-big-for-datagram"] += 1
                 return
             if queue.frames and (self.overhead + queue.size + size > self._max_payload or queue.frames >= _MAX_FRAMES):
                 self._finish(queue, df)
-            queue.parts += (frame_header(source, destination, len(each)), each)
+            queue.parts += (header, each)
             queue.size += size
             queue.frames += 1
         self._path.waiting(self)
@@ -300,8 +304,7 @@ class PlainChannel:
 
     def deliver(self, sink: FrameSink) -> None:
         """Hand on what waits for frames to go on with."""
-        complete = self._joiner.pull()
-        if complete is not None:
+        for complete in self._joiner.pull():
             sink.received(*self._ends, complete)
 
 

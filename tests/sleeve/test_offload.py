@@ -43,8 +43,7 @@ def test_what_was_cut_is_joined_again(packet: Packet, size: int) -> None:
     frames = cut(Vnet.read(raw), raw[Vnet.SIZE :])
     joiner = Joiner()
     complete = [done for frame in frames for done in joiner.push(frame)]
-    last = joiner.pull()
-    complete += [] if last is None else [last]
+    complete += joiner.pull()
     assert [frame for done in complete for frame in frames_of(done)] == frames, "in order, unchanged"
     for done in complete:
         if isinstance(done, Run):
