@@ -129,7 +129,10 @@ def consensus(document: Object, nodes: Sequence[Object]) -> int:
 
     A first ring needs half of the nodes and one more, ours counted. Once there may be one, or whoever counted first
     counted another number, a second ring must not come about while those who have the first are slow to be reached:
-    then it takes all nodes that the cluster hears. Source: Kubernetes and CNI spec §3.1 step 3; IPAM spec §2.
+    then it takes all nodes that the cluster hears. (Nodes that come later are not among those: enough of them, cut off
+    from everybody who has the ring, could still begin another.)
+
+    Source: Kubernetes and CNI spec §3.1 step 3; IPAM spec §2.
     """
     count, said = router_count(nodes), ring(document)
     if said is not None and not said.founded and said.nodes == count:

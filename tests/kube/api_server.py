@@ -9,7 +9,7 @@
     server.allow("token", "user", rules)              from then on a token is needed, and its rules (None: all) hold
     server.fail(503, path="/nodes", times=2)          Status answers; also drop, delay, hang (until `release`)
     server.end_watches(), stall_watches(), reset_watches(), spoil_watches(b"{"), expire_watches(), bookmark()
-    server.requests                                   what was asked: method, path, query, verb, resource, body
+    server.requests, server.refused                   what was asked: method, path, verb, resource, body, …; the 403s
 
 What it does is checked against recordings of a real server (`tests/kube/test_api_server.py`) and with kubectl.
 """
@@ -98,6 +98,8 @@ class ApiServer:
     initial_events: bool = True
     requests: list[Asked] = field(default_factory=list)
     url: str = ""
+    # What was answered with 403: `list pods`, `patch nodes/status`, …
+    refused: list[str] = field(default_factory=list)
     # Requests that wait for `release`.
     hanging: int = 0
     _users: dict[str, _User] = field(default_factory=dict)
@@ -281,8 +283,7 @@ class ApiServer:
             raise resources.unauthorized()
         return self._users[token]
 
-    @staticmethod
-    def _authorised(user: _User, verb: str, target: _Target) -> None:
+    def _authorised(self, user: _User, verb: str, target: _Target) -> None:
         if user.rules is None:
             return
         whole = f"{target.resource.plural}/{target.part}" if target.part else target.resource.plural
@@ -296,6 +297,7 @@ class ApiServer:
             )
             if fits:
                 return
+        self.refused.append(f"{verb} {whole}")
         raise resources.forbidden(user.name, verb, target.resource, target.part, target.name, target.namespace)
 
     def _answer(self, request: web.Request, target: _Target, verb: str, body: Any) -> tuple[int, Object]:

@@ -230,6 +230,7 @@ async def test_rules_hold() -> None:
             async with session.get(f"{server.url}/api/v1/{path}") as answer:
                 codes.append(answer.status)
         assert codes == [200, 403, 403, 200, 403, 403]
+        assert server.refused == ["watch nodes", "list pods", "get configmaps", "get configmaps"]
         assert [(asked.verb, asked.resource) for asked in server.requests[:2]] == [
             ("list", "nodes"),
             ("watch", "nodes"),
