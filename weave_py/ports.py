@@ -114,6 +114,9 @@ def _by_peer(
         # The port's devices of either kind exclude those of the other.
         remove_vxlans(settings.bridge)
         remove_vxlan(settings.port + 1)
+        if secured.wanted:
+            # What an earlier router left joined there carries frames in clear.
+            peer_vxlan.remove_all(settings.bridge)
         devices = DirectDevices(settings.bridge, mtu)
         devices.check(settings.port + 1)
     except BaseException:
