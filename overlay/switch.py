@@ -151,6 +151,8 @@ class SwitchConnection:
 
     def _reason(self) -> str:
         """Why the most preferred of our data paths does not carry this connection's frames; empty if it does."""
+        if self._switch.lacks:
+            return self._switch.lacks
         wanted = self._switch.names[0]
         slot = next((slot for slot in self.slots if slot.name == wanted), None)
         if slot is None:
@@ -222,7 +224,10 @@ class SwitchConnection:
 
 
 class OverlaySwitch:
-    """All connections' data paths (`mesh.seams.Overlay`); `paths` in order of preference."""
+    """All connections' data paths (`mesh.seams.Overlay`); `paths` in order of preference.
+
+    `lacks` says which other one there should be, and why it is not there; empty if nothing is amiss.
+    """
 
     def __init__(
         self,
@@ -231,10 +236,12 @@ class OverlaySwitch:
         log: logging.Logger,
         peer_gone: Callable[[PeerName], None],
         extra_features: Mapping[str, str] | None = None,
+        lacks: str = "",
     ) -> None:
         self.log = log
         self._paths = {path.name: path for path in paths}
         self._peer_gone = peer_gone
+        self.lacks = lacks
         self._extra_features = dict(extra_features or {})
         self._connections: dict[PeerName, SwitchConnection] = {}
         # Called whenever a frame may have to go another way than before.

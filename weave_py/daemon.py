@@ -172,7 +172,7 @@ class Daemon:
             raise StartError(str(error)) from error
         sleeve = SleeveDataPath(loop, service.router, packets, log=log)
         fast = ports.fast_path(loop, service.router, settings.port, log)
-        frames, port = self._frames(loop, service, sleeve, fast, packets.port(ports.tap))
+        frames, port = self._frames(loop, service, sleeve, fast, ports, packets.port(ports.tap))
         services = self._services(service, name, uid)
         readers = {"topology": ("topology", self._theirs), IPAM_CHANNEL: ("ring", services.neighbour_ring)}
         agreement = AgreementGossip(hold=self._holding, peers=self._others, uid=uid, readers=readers)
@@ -185,13 +185,16 @@ class Daemon:
         service: MeshService,
         sleeve: SleeveDataPath,
         fast: FastDataPath | DirectDataPath | None,
+        ports: Ports,
         port: Port,
     ) -> tuple[FrameRouter, Port]:
         """What carries frames, put together: the switch, the tables that it writes, the frame router."""
         settings, log = self._settings, self._log
         paths: list[DataPath] = [sleeve] if fast is None else [fast, sleeve]
         extra = {} if fast is None else fast.features()
-        switch = OverlaySwitch(paths, log=log, peer_gone=self._peer_gone, extra_features=extra)
+        switch = OverlaySwitch(
+            paths, log=log, peer_gone=self._peer_gone, extra_features=extra, lacks="" if fast else ports.lacks
+        )
         # To show every packet is to see it here, but for those that the kernel carries.
         table: ForwardingTable | None = None if settings.packet_debug else sleeve.packets.table
         if fast is not None:

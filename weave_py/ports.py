@@ -47,6 +47,11 @@ class Ports:
     problem: str = ""
 
     @property
+    def lacks(self) -> str:
+        """What there should be and is not, for status: the fast data path, unless nobody wants it."""
+        return f"no fastdp: {self.problem}" if self.problem else ""
+
+    @property
     def former(self) -> int | None:
         """The short id of the router before this one, where the kernel still goes by it."""
         if self.kernel is not None:
@@ -85,7 +90,7 @@ def prepare(settings: Settings, name: PeerName, log: logging.Logger) -> Ports:
     remove_vxlans(settings.bridge)
     peer_vxlan.remove_all(settings.bridge)
     _fit(settings, mtu, log)
-    return Ports(tap, None, mtu, secured)
+    return Ports(tap, None, mtu, secured, problem=refusal if settings.fastdp else "")
 
 
 def _fit(settings: Settings, mtu: int, log: logging.Logger) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fastdp.ipsec import problem
 from lab.net import inside, run
 from lab.router import wait_until, weave
 from lab.traffic import ping, tcp
@@ -164,6 +165,16 @@ def test_blocked_from_the_start() -> None:
             filter_vxlan(made, number)
         wait_until("both are fast", lambda: all_fast(made), BACK)
         everything_passes(attached, 1_000_000)
+
+
+@pytest.mark.skipif(not problem(), reason="this kernel encrypts")
+def test_a_kernel_that_does_not_encrypt_is_named() -> None:
+    with cluster(fastdp=True) as made:
+        made.start_all(2, password="secret")
+        made.await_links(mesh_links(2))
+        assert set(paths(made, 1).values()) == {"sleeve"}
+        assert reason(made, 1).startswith("no fastdp: encrypted without ESP: unable to")
+        assert "(no fastdp: encrypted without ESP" in made.routers[1].get("/status/connections")
 
 
 def test_one_way_loss_is_left_by_both() -> None:
