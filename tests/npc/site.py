@@ -69,6 +69,7 @@ class Site:
     pods: dict[str, str] = field(default_factory=dict)
     outside: str = ""
     mtu: int = 1400
+    ports: dict[str, str] = field(default_factory=dict)
 
     def namespace_of(self, address: str) -> str:
         """Where an address is; outside if it is nobody's."""
@@ -157,6 +158,7 @@ class Site:
         here = self.underlay.host(list(self.nodes).index(node) + 1)
         for one in addresses:
             self.pods[one] = name
+            self.ports[one] = port
             via = here.address6 if ":" in one else here.address
             _batch(host, [f"route replace {one} dev {BRIDGE}"])
             for namespace in (self.outside, *(other for other in self.hosts.values() if other != host)):
