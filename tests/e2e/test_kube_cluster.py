@@ -147,6 +147,27 @@ def test_nodes_come_and_go(kube: Kube) -> None:
         assert "conflict" not in router.log
 
 
+def test_halves_of_a_cluster_begin_no_rings_of_their_own(kube: Kube) -> None:
+    """Two nodes that cannot talk when they start: each would have been enough for Weave Net."""
+    for number in (1, 2):
+        kube.made.underlay.host(number)
+        kube.add(number)
+    kube.made.underlay.separate([1], [2])
+    for number in (1, 2):
+        kube.start(number)
+    for router in kube.made.routers.values():
+        assert router.report()["IPAM"]["Paxos"]["Quorum"] == 2
+        assert router.ask("GET", "/ready").status == 503
+        assert not owners(router)
+    for number in (1, 2):
+        kube.made.underlay.clear(number)
+    kube.made.await_links(mesh_links(2))
+    await_one_ring(kube.made)
+    for router in kube.made.routers.values():
+        await_ready(router)
+        assert "different peers" not in router.log
+
+
 def test_without_the_api_server(kube: Kube) -> None:
     """A node that has no ring waits for it; one that has goes on with what it knew."""
     for number in (1, 2):
