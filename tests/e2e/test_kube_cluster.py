@@ -130,7 +130,8 @@ def test_nodes_come_and_go(kube: Kube) -> None:
     del kube.made.routers[3]
     kube.made.await_links(mesh_links(2))
     kube.api.objects.remove("nodes", node(3))
-    wait_until("it is off the list", lambda: peer_name(3) not in kube.listed(), 60)
+    # Where it still counted as connected when it was looked at, that is tried again after a minute or two.
+    wait_until("it is off the list", lambda: peer_name(3) not in kube.listed(), 180)
     await_one_ring(kube.made)
     assert set(owners(kube.made.routers[1])) == {1, 2}
     gone = kube.made.address(3)
