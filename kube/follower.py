@@ -162,6 +162,8 @@ class Follower:
             if kind == "ERROR":
                 raise _refusal(found)
             version = found["metadata"]["resourceVersion"]
+            if not version or not isinstance(version, str):
+                raise ValueError
         except (ValueError, KeyError, TypeError) as error:
             raise KubeError(f"a line of a watch is no event: {raw[:80]!r}") from error
         self._version = version
@@ -258,13 +260,16 @@ class Follower:
 
 
 def _key(found: Object) -> Key:
-    try:
-        meta = found["metadata"]
-        return meta.get("namespace", ""), meta["name"]
-    except (KeyError, TypeError) as error:
-        raise KubeError("an object has no name") from error
+    meta = found.get("metadata") if isinstance(found, dict) else None
+    if isinstance(meta, dict):
+        namespace, name = meta.get("namespace") or "", meta.get("name")
+        if isinstance(namespace, str) and isinstance(name, str):
+            return namespace, name
+    raise KubeError("an object has no name")
 
 
 def _refusal(status: Any) -> ApiError:
-    """An event of type ERROR: the object is a Status."""
-    return ApiError(int(status.get("code") or 0), status.get("reason") or "", status.get("message") or "")
+    """An event of type ERROR: the object is a Status. Raises TypeError, ValueError."""
+    if not isinstance(status, dict):
+        raise TypeError
+    return ApiError(int(status.get("code") or 0), str(status.get("reason") or ""), str(status.get("message") or ""))

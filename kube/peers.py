@@ -41,8 +41,9 @@ def condition_of(node: Object, kind: str) -> Object | None:
 
 
 def address_of(node: Object) -> str:
-    """Where the node is dialled; blank: nowhere."""
-    return next((found[-1] for family in (4, 6) for kind in _KINDS if (found := _addresses(node, kind, family))), "")
+    """Where the node is dialled, IPv6 in brackets; blank: nowhere."""
+    address = next((found[-1] for family in (4, 6) for kind in _KINDS if (found := _addresses(node, kind, family))), "")
+    return f"[{address}]" if ":" in address else address
 
 
 def _addresses(node: Object, kind: str, family: int) -> list[str]:

@@ -1,15 +1,20 @@
 """A resource followed, without a network: what is asked, and what differences are told."""
 
+import contextlib
 import json
 from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kube.errors import ApiError, KubeError
 from kube.follower import Applied, AskPage, AskWatch, Deleted, Event, Follower, Pause, Synced
 from kube.resource import Object
 from tests.vectors import ROOT
+
+WORDS = ["metadata", "name", "namespace", "resourceVersion", "uid", "type", "object", "code", "reason", "message"]
 
 
 def item(name: str, version: int, value: str = "", uid: str = "") -> Object:
@@ -217,3 +222,27 @@ def test_what_is_no_list() -> None:
         list(Follower(trim, Random(1)).page({"metadata": {}, "items": []}))
     with pytest.raises(KubeError):
         list(Follower(trim, Random(1)).page({"metadata": {"resourceVersion": "1"}, "items": [{}]}))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=3), inner),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(VALUES, VALUES, st.sampled_from(["ADDED", "DELETED", "ERROR", "BOOKMARK", "x"]), st.booleans())
+def test_no_answer_makes_it_fall(found: Any, more: Any, kind: str, whole: bool) -> None:
+    """Whatever comes is events, or is refused."""
+    kept = Follower(lambda found: {"name": "", "value": ""}, Random(1))
+    list(kept.page(page(7, item("a", 1))))
+    raw = {"type": kind, "object": {"metadata": found, **more} if isinstance(more, dict) and whole else found}
+    with contextlib.suppress(KubeError):
+        list(kept.line(json.dumps(raw).encode()))
+    with contextlib.suppress(KubeError):
+        list(kept.line(json.dumps(more).encode()))
+    with contextlib.suppress(KubeError):
+        list(kept.page({"metadata": {"resourceVersion": "8"}, "items": [raw["object"], more]}))
+    kept.failed(KubeError("x"))
+    assert isinstance(kept.next(), Pause)
