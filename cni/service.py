@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -33,6 +34,7 @@ _THREADS = 8
 _ADDRESS_LIMIT = 90.0
 _EVERYWHERE = IPv4Network("0.0.0.0/0")
 _REQUIRED = {"ADD": ("NETNS", "IFNAME", "PATH"), "DEL": ("IFNAME", "PATH"), "CHECK": ("NETNS", "IFNAME", "PATH")}
+_VERBS = frozenset(("ADD", "DEL", "CHECK", "STATUS", "GC"))
 _INTERFACE = re.compile(r"[^\s/:%@]{1,15}")
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _NO_ADDRESSES = "addresses are not allocated: the router was started without --ipalloc-range"
@@ -40,7 +42,10 @@ T = TypeVar("T")
 
 
 class CniService:
-    """The answers. `addresses` is None where none are given out; `policy` is waited for where there is one."""
+    """The answers. `addresses` is None where none are given out; `policy` is waited for where there is one.
+
+    `calls` counts by verb and outcome (`ok`, `failed`).
+    """
 
     def __init__(
         self,
@@ -59,6 +64,7 @@ class CniService:
         self._policy = policy
         self._workers = ThreadPoolExecutor(_THREADS, "cni")
         self._turns = Turns()
+        self.calls: Counter[tuple[str, str]] = Counter()
         self._releases = None if addresses is None else Releases(bridge, addresses, spool, self._run, self._turns, log)
 
     # --- life ---
@@ -78,6 +84,12 @@ class CniService:
 
     async def answer(self, request: Request) -> Answer:
         """The answer to one call; the descriptor stays the caller's. Nothing is raised."""
+        answer = await self._answer(request)
+        command = request.variable("COMMAND")
+        self.calls[command if command in _VERBS else "other", "failed" if answer.status else "ok"] += 1
+        return answer
+
+    async def _answer(self, request: Request) -> Answer:
         version, notes = "", _missing(request)
         try:
             if notes:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from cni.wire import MAX_REQUEST, Request, WireError, decode_request, encode_request, spool_name
 
+# Beside the state of the router.
+DIRECTORY = "cni"
 _NAME = 16
 _DIGITS = frozenset("0123456789abcdef")
 
@@ -54,6 +56,13 @@ class Spool:
         """It is done, or never can be. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._directory / name)
+
+    def clear(self) -> None:
+        """Forget all of it, and the directory if nothing else is there."""
+        with contextlib.suppress(OSError):
+            for name in self.waiting():
+                self.remove(name)
+            self._directory.rmdir()
 
 
 def name_of(request: Request) -> str:

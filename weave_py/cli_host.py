@@ -122,6 +122,8 @@ def reset(arguments: list[str]) -> int:
 
 def _remove_state(prefix: str) -> None:
     """The store, with its log, its lock and what was moved aside; what Weave Net kept; the directories, if empty."""
+    from cni.spool import DIRECTORY, Spool
+
     files = glob.glob(f"{glob.escape(prefix)}data.sqlite*")
     for path in (*files, f"{prefix}data.lock", f"{prefix}data.db", f"{prefix}data.db.before", *_OLD_STATE):
         try:
@@ -131,6 +133,7 @@ def _remove_state(prefix: str) -> None:
         except OSError as error:
             raise CliError(f"unable to remove {path}: {error.strerror}") from error
     # Somebody else's file may be there as well.
+    Spool(Path(prefix).parent / DIRECTORY).clear()
     for directory in (launch.run_dir(), Path(prefix).parent):
         with contextlib.suppress(OSError):
             (directory / launch.SOCKET).unlink(missing_ok=True)

@@ -350,7 +350,8 @@ class Daemon:
         document = report.build(status, fields, __version__)
         router_report.add_counters(document["Router"]["Connections"], status, parts.sleeve, parts.fast)
         more = {"Exposure": self.exposure.report(), "Agreement": parts.agreement.document(), "State": self._state()}
-        return {**document, **parts.services.report(), **more}
+        pods = {} if self._pods is None else {"CNI": self._pods.report()}
+        return {**document, **parts.services.report(), **more, **pods}
 
     def metrics(self) -> bytes:
         return metrics.text(self.report, *self.parts.services.figures())

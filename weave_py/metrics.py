@@ -60,6 +60,13 @@ class _Router(Collector):
             "Number of peer-to-peer connections terminated.",
             value=router["TerminationCount"],
         )
+        if "CNI" in report:
+            labels = ["verb", "outcome"]
+            calls = CounterMetricFamily("weave_cni_calls", "Number of calls of the CNI plugin.", labels=labels)
+            for verb, outcomes in report["CNI"]["Calls"].items():
+                for outcome, count in outcomes.items():
+                    calls.add_metric([verb, outcome], count)
+            yield calls
         yield GaugeMetricFamily(
             "weave_flows", "Number of forwarding entries in use.", value=len(router.get("MACs") or ())
         )

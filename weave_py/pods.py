@@ -11,6 +11,7 @@ import os
 import socket
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -18,7 +19,7 @@ from cni.errors import TRY_AGAIN_LATER, CniError
 from cni.seams import Policy
 from cni.server import CniServer
 from cni.service import CniService
-from cni.spool import Spool
+from cni.spool import DIRECTORY, Spool
 from host.containers import EXPOSED
 from host.expose import on_bridge
 from ipam.seams import IpamError
@@ -26,7 +27,6 @@ from ipam.service import Ipam
 from weave_py import http
 from weave_py.exposure import ExposeError, Exposure
 
-_SPOOL = "cni"
 # Seconds that the host's own address may take.
 _ADDRESS_LIMIT = 60.0
 
@@ -50,7 +50,7 @@ class Pods:
         self._exposure = exposure
         self._log = log
         self._one = asyncio.Lock()
-        spool = Spool(Path(os.path.abspath(store)).parent / _SPOOL)
+        spool = Spool(Path(os.path.abspath(store)).parent / DIRECTORY)
         self._service = CniService(bridge, ipam, self._gateway, spool, log, policy)
         self._server: CniServer | None = None
         self._runner: web.AppRunner | None = None
@@ -77,6 +77,13 @@ class Pods:
         await self._service.stop()
         if self._runner is not None:
             await self._runner.cleanup()
+
+    def report(self) -> dict[str, Any]:
+        """The report's object `CNI`: where it is asked, and what, by verb and outcome."""
+        calls: dict[str, dict[str, int]] = {}
+        for (verb, outcome), count in self._service.calls.items():
+            calls.setdefault(verb, {})[outcome] = count
+        return {"Socket": self._path, "Calls": calls}
 
     async def _hand_on(self, connection: socket.socket) -> None:
         assert self._runner is not None and self._runner.server is not None, "set up before anybody is listened to"

@@ -305,6 +305,20 @@ def test_the_control_api_is_on_the_socket_too(node: Cluster, plugin: Plugin) -> 
     assert plugin.socket.stat().st_mode & 0o777 == 0o600
 
 
+def test_calls_are_counted(node: Cluster, plugin: Plugin) -> None:
+    def calls() -> dict[str, dict[str, int]]:
+        found = node.routers[1].report()["CNI"]["Calls"]
+        assert isinstance(found, dict)
+        return found
+
+    before = calls()["STATUS"]["ok"]
+    plugin.call("STATUS")
+    plugin.call("ADD", "")
+    assert calls()["STATUS"]["ok"] == before + 1
+    assert f'weave_cni_calls_total{{outcome="ok",verb="STATUS"}} {before + 1}.0' in node.routers[1].get("/metrics")
+    assert calls()["ADD"]["failed"] >= 1
+
+
 def test_bytes_that_are_no_request(node: Cluster, plugin: Plugin) -> None:
     randomness = random.Random(7)
     for _ in range(60):
