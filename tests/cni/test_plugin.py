@@ -45,8 +45,8 @@ def owned(node: Cluster) -> str:
 
 
 def await_clean(node: Cluster, container: str) -> None:
-    wait_until(f"{container} is gone", lambda: container not in owned(node), 10)
-    wait_until(f"{container} has no port", lambda: container not in links(host(node)), 10)
+    wait_until(f"{container} is gone", lambda: f'"{container}"' not in owned(node), 10)
+    wait_until(f"{container} has no port", lambda: f" {container} " not in links(host(node)), 10)
 
 
 def test_a_pod_comes_and_goes(node: Cluster, plugin: Plugin) -> None:
