@@ -12,14 +12,17 @@ Gateway = Callable[[str, IPv4Network], Awaitable[IPv4Address]]
 
 
 class Policy(Protocol):
-    """Network policy, as far as a pod that starts or ends waits for it. A pod is what CNI_ARGS say of it."""
+    """Network policy, as far as a pod that starts or ends waits for it.
+
+    A pod is what CNI_ARGS say of it, and `interface`, which one of it is meant, by sandbox and name.
+    """
 
     async def ready(self, addresses: Sequence[str], pod: Mapping[str, str]) -> None:
         """Returns when the rules for a pod with these addresses are in force. Raises CniError where they are not."""
         ...
 
     async def gone(self, pod: Mapping[str, str]) -> None:
-        """A pod's network was taken down; whoever has its addresses next is not that pod."""
+        """An interface of a pod was taken down; whoever has its addresses next is not that pod."""
         ...
 
 

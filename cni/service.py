@@ -118,7 +118,7 @@ class CniService:
         if command == "DEL":
             answer = await self._releases.delete(request)
             if self._policy is not None:
-                await self._policy.gone(cni_arguments(request.variable("ARGS")))
+                await self._policy.gone(_pod(request))
             return answer
         if command == "CHECK":
             await self._check(request, network)
@@ -188,7 +188,7 @@ class CniService:
             # A thread cannot be stopped: who gives up waits for it all the same, and takes away what it made.
             interfaces, _ = await asyncio.shield(connecting)
             if self._policy is not None:
-                await self._policy.ready([str(address.ip)], cni_arguments(request.variable("ARGS")))
+                await self._policy.ready([str(address.ip)], _pod(request))
         except BaseException:
             await asyncio.wait([connecting])
             if connecting.exception() is None and connecting.result()[1]:
@@ -254,3 +254,9 @@ def _namespace(request: Request) -> int:
         path, reason = request.variable("NETNS"), request.obstacle or "it did not come along"
         raise CniError(f'error accessing namespace "{path}": {reason}')
     return request.namespace
+
+
+def _pod(request: Request) -> dict[str, str]:
+    """What CNI_ARGS say of a pod, and which of its interfaces this is, of which sandbox."""
+    interface = f"{request.variable('CONTAINERID')}/{request.variable('IFNAME')}"
+    return {**cni_arguments(request.variable("ARGS")), "interface": interface}

@@ -76,14 +76,14 @@ class Answers:
         addresses = [packed(text) for text in listed] if isinstance(listed, list) else [None]
         if None in addresses:
             raise AskError(f"not addresses: {listed!r}")
-        namespace, name, uid = _identity(request)
+        namespace, name, uid, interface = _identity(request)
         try:
             async with asyncio.timeout(_ADMIT):
                 if not name:
                     # A container that Kubernetes knows nothing of: no policy selects it.
                     return {"ok": True}
                 wanted = [address for address in addresses if address is not None]
-                known = await self._controller.admit(namespace, name, uid, wanted)
+                known = await self._controller.admit(namespace, name, uid, wanted, interface)
                 reason = "" if known else f"nobody knows a pod {namespace}/{name}"
         except TimeoutError:
             missing = ", ".join(self._controller.awaited())
@@ -237,8 +237,8 @@ def _flow(flow: flows.Flow) -> str:
     return f"{ends}, protocol {flow.protocol}, port {flow.port}, is known to the kernel and passes"
 
 
-def _identity(request: Request) -> tuple[str, str, str]:
-    found = [request.get(field) or "" for field in ("namespace", "name", "uid")]
+def _identity(request: Request) -> tuple[str, str, str, str]:
+    found = [request.get(field) or "" for field in ("namespace", "name", "uid", "interface")]
     if not all(isinstance(each, str) for each in found):
-        raise AskError("namespace, name and uid are texts")
-    return found[0], found[1], found[2]
+        raise AskError("namespace, name, uid and interface are texts")
+    return found[0], found[1], found[2], found[3]

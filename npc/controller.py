@@ -51,6 +51,17 @@ class Figures:
     handler_errors: int = 0
 
 
+@dataclass(slots=True)
+class _Interfaces:
+    """The addresses of a pod of this node, by its interfaces."""
+
+    uid: str
+    addresses: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
+
+    def all(self) -> tuple[bytes, ...]:
+        return tuple(address for listed in self.addresses.values() for address in listed)
+
+
 class Controller:
     """One node's policy. `observe` is told the seconds of each commit and whether it was a full one."""
 
@@ -79,6 +90,7 @@ class Controller:
         self._keep_established = keep_established
         self._fetch = fetch
         self._observe = observe
+        self._interfaces: dict[tuple[str, str], _Interfaces] = {}
         self._missing = set(KINDS)
         self._synced = asyncio.Event()
         self._changed = asyncio.Event()
@@ -155,10 +167,17 @@ class Controller:
 
     # --- what pods wait for ---
 
-    async def admit(self, namespace: str, name: str, uid: str, addresses: Iterable[bytes]) -> bool:
-        """The rules for a pod that is about to start are in the kernel. False if nobody knows such a pod."""
+    async def admit(self, namespace: str, name: str, uid: str, addresses: Iterable[bytes], interface: str = "") -> bool:
+        """The rules for a pod that is about to start are in the kernel. False if nobody knows such a pod.
+
+        A pod may have several interfaces in our network; their addresses add up.
+        """
         await self._synced.wait()
-        addresses = tuple(addresses)
+        known = self._interfaces.get((namespace, name))
+        if known is None or known.uid != uid:
+            known = self._interfaces[namespace, name] = _Interfaces(uid)
+        known.addresses[interface] = tuple(addresses)
+        addresses = known.all()
         if not self.model.admit(namespace, name, uid, addresses):
             document = None if self._fetch is None else await self._fetch(namespace, name)
             if document is None:
@@ -171,9 +190,20 @@ class Controller:
             await asyncio.sleep(_GATHER)
         return True
 
-    async def release(self, namespace: str, name: str, uid: str) -> None:
-        """A pod of this node has no network any more."""
-        if self._synced.is_set() and self.model.release(namespace, name, uid):
+    async def release(self, namespace: str, name: str, uid: str, interface: str = "") -> None:
+        """A pod of this node has lost an interface.
+
+        What ends late, when the pod has another one of that name already, or what this process never heard of,
+        changes nothing: a pod that lives must not lose its rules.
+        """
+        known = self._interfaces.get((namespace, name))
+        if known is None or known.uid != uid or known.addresses.pop(interface, None) is None:
+            return
+        for other, addresses in known.addresses.items():
+            await self.admit(namespace, name, uid, addresses, other)
+            return
+        del self._interfaces[namespace, name]
+        if self.model.release(namespace, name, uid):
             self._touch()
             await self.commit()
 

@@ -7,6 +7,7 @@ Source: NPC spec §4.5.
 
 import asyncio
 import json
+import os
 from collections.abc import Mapping, Sequence
 
 from cni.errors import TRY_AGAIN_LATER, CniError
@@ -17,10 +18,10 @@ _PATIENCE = 7.0
 
 
 class PolicyController:
-    """weave-npc on its socket."""
+    """weave-npc on its socket, which WEAVE_NPC_SOCKET may name."""
 
-    def __init__(self, path: str = SOCKET) -> None:
-        self._path = path
+    def __init__(self, path: str = "") -> None:
+        self._path = path or os.environ.get("WEAVE_NPC_SOCKET") or SOCKET
 
     async def ready(self, addresses: Sequence[str], pod: Mapping[str, str]) -> None:
         """Returns when the pod may start. Raises CniError: try again later."""
@@ -60,6 +61,6 @@ class PolicyController:
 
 def _identity(pod: Mapping[str, str]) -> dict[str, str] | None:
     """A pod's namespace, name and UID; None for what is no pod: podman tells a name, too, but no namespace."""
-    names = {"namespace": "K8S_POD_NAMESPACE", "name": "K8S_POD_NAME", "uid": "K8S_POD_UID"}
+    names = {"namespace": "K8S_POD_NAMESPACE", "name": "K8S_POD_NAME", "uid": "K8S_POD_UID", "interface": "interface"}
     found = {field: pod.get(name, "") for field, name in names.items()}
     return found if found["namespace"] and found["name"] else None

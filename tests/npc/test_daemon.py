@@ -179,7 +179,17 @@ def test_a_pod_waits_for_its_rules(place: Site, api: tuple[ApiServer, str], both
     # Its address is in no status yet, and isolated all the same.
     assert not reaches(place, STRANGER, "10.32.1.30")
     assert reaches(place, FRIEND, "10.32.1.30")
-    assert both[0].ask({"release": True, "namespace": "shop", "name": "late", "uid": ""}) == {"ok": True}
+    # A second interface is another address of the same pod.
+    second = {**question, "wait": ["10.32.3.9"], "interface": "net1"}
+    gone = {"release": True, "namespace": "shop", "name": "late", "uid": ""}
+    assert both[0].ask(second) == {"ok": True}
+    [pod] = [one for one in both[0].ask({"ask": "pods"})["answer"] if one["pod"] == "shop/late"]
+    assert sorted(pod["addresses"]) == ["10.32.1.30", "10.32.3.9"]
+    assert both[0].ask({**gone, "interface": "net1"}) == {"ok": True}
+    # What ends late, of a sandbox that nobody knows here, takes no rules from the pod.
+    assert both[0].ask({**gone, "interface": "before"}) == {"ok": True}
+    assert not reaches(place, STRANGER, "10.32.1.30")
+    assert both[0].ask(gone) == {"ok": True}
     assert reaches(place, STRANGER, "10.32.1.30")
     assert both[0].ask({"wait": ["10.32.1.30"]}) == {"ok": True}
 

@@ -12,7 +12,7 @@ import pytest
 from cni.errors import TRY_AGAIN_LATER, CniError
 from weave_py.policy_controller import PolicyController
 
-POD = {"IgnoreUnknown": "1", "K8S_POD_NAMESPACE": "shop", "K8S_POD_NAME": "db", "K8S_POD_UID": "u"}
+POD = {"IgnoreUnknown": "1", "K8S_POD_NAMESPACE": "shop", "K8S_POD_NAME": "db", "K8S_POD_UID": "u", "interface": "c/e"}
 
 
 @asynccontextmanager
@@ -36,7 +36,7 @@ async def test_a_pod_waits(tmp_path: Path) -> None:
         policy = PolicyController(str(tmp_path / "s"))
         await policy.ready(["10.32.0.5"], POD)
         await policy.gone(POD)
-    identity = {"namespace": "shop", "name": "db", "uid": "u"}
+    identity = {"namespace": "shop", "name": "db", "uid": "u", "interface": "c/e"}
     assert asked == [{"wait": ["10.32.0.5"], **identity}, {"release": True, **identity}]
 
 
