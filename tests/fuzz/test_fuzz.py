@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,4 +76,41 @@ def test_nothing_but_the_protocols_own_errors_comes_out(flag: str, tmp_path: Pat
     command = [sys.executable, "-m", "tests.fuzz.fuzz_bytes", flag, "-max_len=4096", "-rss_limit_mb=2048"]
     command += [f"-artifact_prefix={tmp_path}/", str(seeds(tmp_path / "seeds"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def core_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The core itself with libFuzzer and the sanitizers."""
+    if shutil.which("clang") is None:
+        pytest.skip("no clang here")
+    made = tmp_path_factory.mktemp("target") / "core_fuzz"
+    sources = sorted(str(path) for path in (ROOT / "sleeve" / "core").glob("*.c"))
+    command = ["clang", "-g", "-O1", "-D_GNU_SOURCE", "-fsanitize=fuzzer,address,undefined"]
+    command += ["-fno-sanitize-recover=undefined", *sources, str(ROOT / "tests" / "fuzz" / "core_fuzz.c")]
+    done = subprocess.run(
+        [*command, "-lsodium", "-ldl", "-pthread", "-o", str(made)],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    if done.returncode and "cannot find" in done.stderr:
+        pytest.skip(f"no libFuzzer here (Debian: libclang-rt-14-dev): {done.stderr[-200:]}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return made
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "-runs=1500",
+        pytest.param("-max_total_time=300", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
+    ],
+)
+def test_the_core_loses_and_changes_nothing(core_target: Path, flag: str, tmp_path: Path) -> None:
+    corpus = tmp_path / "seeds"
+    corpus.mkdir()
+    for number in range(20):
+        (corpus / str(number)).write_bytes(Random(number).randbytes(300))
+    command = [str(core_target), flag, "-max_len=4000", "-len_control=0", "-rss_limit_mb=2048"]
+    command += [f"-artifact_prefix={tmp_path}/", str(corpus)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
