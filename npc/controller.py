@@ -19,6 +19,7 @@ from functools import partial
 
 from nft.wire import NftError
 from npc import bridge, flows
+from npc.admitted import Admitted, Interfaces
 from npc.base import Options
 from npc.kernel import Table
 from npc.model import Model
@@ -51,17 +52,6 @@ class Figures:
     handler_errors: int = 0
 
 
-@dataclass(slots=True)
-class _Interfaces:
-    """The addresses of a pod of this node, by its interfaces."""
-
-    uid: str
-    addresses: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
-
-    def all(self) -> tuple[bytes, ...]:
-        return tuple(address for listed in self.addresses.values() for address in listed)
-
-
 class Controller:
     """One node's policy. `observe` is told the seconds of each commit and whether it was a full one."""
 
@@ -74,6 +64,7 @@ class Controller:
         log: logging.Logger,
         *,
         keep_established: bool = False,
+        admitted: Admitted | None = None,
         fetch: Callable[[str, str], Awaitable[Document | None]] | None = None,
         observe: Callable[[float, bool], None] = lambda seconds, full: None,
     ) -> None:
@@ -90,7 +81,8 @@ class Controller:
         self._keep_established = keep_established
         self._fetch = fetch
         self._observe = observe
-        self._interfaces: dict[tuple[str, str], _Interfaces] = {}
+        self._admitted = admitted or Admitted(None)
+        self._commits: set[asyncio.Task[bool]] = set()
         self._missing = set(KINDS)
         self._synced = asyncio.Event()
         self._changed = asyncio.Event()
@@ -173,9 +165,9 @@ class Controller:
         A pod may have several interfaces in our network; their addresses add up.
         """
         await self._synced.wait()
-        known = self._interfaces.get((namespace, name))
+        known = self._admitted.pods.get((namespace, name))
         if known is None or known.uid != uid:
-            known = self._interfaces[namespace, name] = _Interfaces(uid)
+            known = self._admitted.pods[namespace, name] = Interfaces(uid)
         known.addresses[interface] = tuple(addresses)
         addresses = known.all()
         if not self.model.admit(namespace, name, uid, addresses):
@@ -186,6 +178,7 @@ class Controller:
             if not self.model.admit(namespace, name, uid, addresses):
                 return False
         self._touch()
+        self._admitted.keep()
         while not await self.commit():
             await asyncio.sleep(_GATHER)
         return True
@@ -196,13 +189,14 @@ class Controller:
         What ends late, when the pod has another one of that name already, or what this process never heard of,
         changes nothing: a pod that lives must not lose its rules.
         """
-        known = self._interfaces.get((namespace, name))
+        known = self._admitted.pods.get((namespace, name))
         if known is None or known.uid != uid or known.addresses.pop(interface, None) is None:
             return
         for other, addresses in known.addresses.items():
             await self.admit(namespace, name, uid, addresses, other)
             return
-        del self._interfaces[namespace, name]
+        del self._admitted.pods[namespace, name]
+        self._admitted.keep()
         if self.model.release(namespace, name, uid):
             self._touch()
             await self.commit()
@@ -233,10 +227,18 @@ class Controller:
                 self._touch()
 
     async def commit(self) -> bool:
-        """What is known now is in the kernel; False if the kernel refused."""
+        """What is known now is in the kernel; False if the kernel refused. Who gives up waiting does not stop it."""
+        task = asyncio.create_task(self._commit())
+        self._commits.add(task)
+        task.add_done_callback(self._commits.discard)
+        return await asyncio.shield(task)
+
+    async def _commit(self) -> bool:
         async with self._turn:
             if self.cleared:
                 return True
+            if not self._written:
+                self._recall()
             first, self._first = self._first, None
             self._changed.clear()
             started = time.monotonic()
@@ -260,6 +262,12 @@ class Controller:
             self._to_review(change.review)
             self._retry = _FIRST_RETRY
             return True
+
+    def _recall(self) -> None:
+        """Pods that an earlier process admitted, as far as they are still there."""
+        for (namespace, name), known in list(self._admitted.pods.items()):
+            if not self.model.admit(namespace, name, known.uid, known.all()):
+                del self._admitted.pods[namespace, name]
 
     async def _incremental(self, write: Callable[[], None], size: int) -> bool:
         """Whether the kernel took the change."""

@@ -27,6 +27,7 @@ from kube.resource import NAMESPACES, NETWORK_POLICIES, NODES, PODS, Object, Res
 from kube.watch import Applied, Deleted, Event, Follower, Synced, Trim, watch
 from nft.wire import NftError
 from npc import settings as npc_settings
+from npc.admitted import Admitted
 from npc.answers import Answers
 from npc.base import Options
 from npc.controller import Controller
@@ -169,6 +170,7 @@ class Daemon:
             self._table,
             log,
             keep_established=settings.keep_established,
+            admitted=Admitted(Path(settings.socket).with_suffix(".admitted.json")),
             fetch=self._fetch,
             observe=self._metrics.observe,
         )

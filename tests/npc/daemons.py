@@ -43,10 +43,10 @@ class Daemon:
         return self
 
     def await_ready(self) -> None:
-        wait_until(f"weave-npc of {self.node} is ready", lambda: self.ready() or self._ended(), _START)
-        assert not self._ended(), self.log
+        wait_until(f"weave-npc of {self.node} is ready", lambda: self.ready() or self.ended(), _START)
+        assert not self.ended(), self.log
 
-    def _ended(self) -> bool:
+    def ended(self) -> bool:
         return self._process is not None and self._process.poll() is not None
 
     def stop(self, number: int = signal.SIGTERM) -> None:

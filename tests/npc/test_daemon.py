@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,6 +187,10 @@ def test_a_pod_waits_for_its_rules(place: Site, api: tuple[ApiServer, str], both
     [pod] = [one for one in both[0].ask({"ask": "pods"})["answer"] if one["pod"] == "shop/late"]
     assert sorted(pod["addresses"]) == ["10.32.1.30", "10.32.3.9"]
     assert both[0].ask({**gone, "interface": "net1"}) == {"ok": True}
+    # Nor does it end with the process that was asked.
+    both[0].stop(signal.SIGKILL)
+    both[0].start()
+    assert not reaches(place, STRANGER, "10.32.1.30")
     # What ends late, of a sandbox that nobody knows here, takes no rules from the pod.
     assert both[0].ask({**gone, "interface": "before"}) == {"ok": True}
     assert not reaches(place, STRANGER, "10.32.1.30")
@@ -208,6 +213,34 @@ def test_a_revoked_connection_is_cut(place: Site, api: tuple[ApiServer, str], bo
         server.objects.put("networkpolicies", policy("front", {"matchLabels": {"app": "front"}}))
     assert seen.leaked == 0
     assert both[0].status()["flowsCut"] > 0
+
+
+def test_kube_proxy_changes_its_mode(place: Site, both: list[Daemon]) -> None:
+    """In its IPVS mode there is a device of that name, of whatever kind here."""
+    host = place.hosts["n1"]
+    run("ip", "-n", host, "link", "add", "kube-ipvs0", "type", "veth", "peer", "name", "other")
+    try:
+        wait_until("the rules move", lambda: both[0].status()["hook"] == "postrouting", 30)
+        wait_until("it is written", lambda: "hook postrouting" in nft(place, "list table inet weave_npc"), 10)
+        assert judged(place) == (True, False)
+    finally:
+        run("ip", "-n", host, "link", "del", "kube-ipvs0")
+    wait_until("they move back", lambda: "hook forward" in nft(place, "list table inet weave_npc"), 30)
+    assert judged(place) == (True, False)
+
+
+def test_without_policy_there_are_no_rules(
+    place: Site, api: tuple[ApiServer, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nft(place, "add table inet weave_npc")
+    monkeypatch.setenv("EXPECT_NPC", "0")
+    daemon = Daemon(place, "n1", api[1], tmp_path)
+    daemon.start(wait=False)
+    try:
+        wait_until("the table is gone", lambda: "weave_npc" not in nft(place, "list tables"), 20)
+        assert not daemon.ended()
+    finally:
+        daemon.stop()
 
 
 def test_cleared_by_hand_it_stays_so_and_says_so(place: Site, both: list[Daemon]) -> None:
