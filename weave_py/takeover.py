@@ -48,7 +48,7 @@ async def follow(settings: Settings, log: logging.Logger, pause: float = _PAUSE)
                 log.error("unable to remove Weave Net's packet rules: %s; trying again", error)
             said = str(error)
         if time.monotonic() > deadline:
-            deadline = math.inf
+            deadline, pause = math.inf, 10 * pause
             log.warning(
                 "Weave Net's packet rules are still in force: they go when weave-npc has written its own; until then "
                 "new pods may be cut off"

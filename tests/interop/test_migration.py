@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from lab.net import inside, run
+from lab.net import inside, plug, run
 from lab.router import RANGE, Router, peer_name, wait_until
 from lab.traffic import Conversation, ping, talking
 from tests.clusters import Attached, Cluster, cluster, mesh_links
+from tests.cni.plugin import Plugin
 from tests.host.iptables import works
 from tests.interop.test_state import owned, prefix, ring
 from tests.kube_nodes import await_ready, start_node
@@ -200,3 +201,33 @@ def test_weave_kube_follows_a_router_that_still_ends(tmp_path: Path) -> None:
         await_ready(ours)
         assert {ident: cidrs for ident, cidrs in owned(ours).items() if ident != "weave:expose"} == held
         pings_all({1: pod, 2: other})
+
+
+def test_a_pod_of_weave_nets_plugin_ends_under_ours(tmp_path: Path) -> None:
+    """Its address is owned under the sandbox's id and its port named by it: our DEL knows both."""
+    container = "1a2b3c4" + "d" * 57
+    with cluster([1], REAL, ipam=RANGE) as made:
+        made.start(1, [], "--ipalloc-init", "consensus=1")
+        real = made.routers[1]
+        cidr = real.allocate(container)
+        pod = made.underlay.container(1)
+        plug(real.host.namespace, pod, 1, [cidr])
+        run("ip", "-n", real.host.namespace, "link", "set", "vethwepl1", "name", f"vethwepl{container[:7]}")
+        run("ip", "-n", pod, "link", "set", "ethwe", "down")
+        run("ip", "-n", pod, "link", "set", "ethwe", "name", "eth0", "up")
+        assert real.stop() == 0
+        made.foreign = frozenset()
+        socket = tmp_path / "weaver.sock"
+        ours = start_node(made, 1, KUBE_PEERS=made.address(1), WEAVE_SOCKET=str(socket), IPALLOC_RANGE=RANGE)
+        await_ready(ours)
+        assert owned(ours)[container] == [cidr]
+        assert ping(pod, exposed(ours))
+        Plugin(tmp_path, socket, tmp_path / "cni").delete(container, pod)
+        wait_until("its address is free", lambda: container not in owned(ours), 30)
+        wait_until("its port is gone", lambda: f"vethwepl{container[:7]}" not in links(ours), 30)
+
+
+def exposed(router: Router) -> str:
+    """The host's own address in the overlay."""
+    wait_until("the host is exposed", lambda: "weave:expose" in owned(router), 30)
+    return owned(router)["weave:expose"][0].partition("/")[0]
