@@ -26,6 +26,7 @@ _LEARNED = struct.Struct("=6sH")
 _TRAFFIC = struct.Struct("=4Q")
 _UPCALL = struct.Struct(">B3xI16s")
 UPCALL = _UPCALL.size
+TRAFFIC_SIZE = _TRAFFIC.size
 TREE_SIZE = _TREE.size + 2 * MAX_HOPS
 
 # What is counted, in the order of `enum count`.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bpf.elf import ObjectError, parse
-from fastdp.maps import COUNTS, TREE_SIZE, UPCALL, Config, Kind, Route, Tree, pack_address
+from fastdp.maps import COUNTS, MAX_LINKS, TRAFFIC_SIZE, TREE_SIZE, UPCALL, Config, Kind, Route, Tree, pack_address
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "fastdp/fastdp.bpf.c"
@@ -47,6 +47,7 @@ def test_what_is_in_it() -> None:
         "locals": (8, len(pack_address(0, 0))),
         "events": (0, 8),
         "counts": (4, 8),
+        "traffic": (4, MAX_LINKS * TRAFFIC_SIZE),
     }
     assert len(Tree((1,), False).pack()) == TREE_SIZE
     assert all(name in found.maps for program in found.programs.values() for _, name in program.references)
