@@ -22,7 +22,7 @@ from host.errors import HostError
 from host.links import Link, addresses
 from host.routes import Route
 from host.rtnetlink import Rtnetlink
-from host.sysctl import refuse_advertisements, tune_neighbours
+from host.sysctl import refuse_advertisements
 from nft.wire import NftError
 
 INTERFACE = "ethwe"
@@ -220,10 +220,11 @@ class _Join:
     # --- in the container ---
 
     def _configure(self, there: Rtnetlink, port: Link, created: bool, wanted: Sequence[Address]) -> Attachment:
-        tune_neighbours(self.interface)
+        refuse_advertisements(self.interface)
         link = there.link(self.interface)
         if link is None:
             raise HostError(f"interface {self.interface} of the container was removed meanwhile")
+        there.tune_neighbours(link.index)
         had = there.addresses(link.index)
         added: list[Address] = []
         try:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 _NEIGHBOUR = {"base_reachable_time": "5", "delay_first_probe_time": "2", "ucast_solicit": "1"}
 _ROOT = Path("/proc/sys/net")
+# Settings that could not be written once: for further interfaces this is no news.
+_said: set[str] = set()
 log = logging.getLogger("weave.host")
 
 
@@ -24,6 +26,14 @@ def refuse_advertisements(interface: str) -> None:
     _write(_ROOT / "ipv6/conf" / interface / "accept_ra", "0")
 
 
+def hears_advertisements(interface: str) -> bool:
+    """Whether addresses or routes come by advertisement all the same, since the setting could not be written."""
+    try:
+        return (_ROOT / "ipv6/conf" / interface / "accept_ra").read_text().strip() != "0"
+    except OSError:
+        return False
+
+
 def silence(interface: str) -> None:
     """An interface that is only a wire: the kernel itself says nothing on it."""
     _write(_ROOT / "ipv6/conf" / interface / "disable_ipv6", "1")
@@ -35,4 +45,6 @@ def _write(path: Path, value: str) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        log.warning("unable to set %s to %s: %s", path, value, error.strerror)
+        if path.name not in _said:
+            _said.add(path.name)
+            log.warning("unable to set %s to %s: %s", path, value, error.strerror)

@@ -22,6 +22,7 @@ _META_MARK, _META_IIF, _META_OIF, _META_IIFNAME, _META_OIFNAME = 3, 4, 5, 6, 7
 _META_NFPROTO, _META_L4PROTO, _META_SECPATH = 15, 16, 25
 _RT_XFRM = 4
 _NFPROTO = {4: 2, 6: 10}
+_ICMPV6 = 58
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _SOURCE = {4: (12, 4), 6: (8, 16)}
 _DESTINATION = {4: (16, 4), 6: (24, 16)}
@@ -203,6 +204,11 @@ def protocol(number: int) -> Expression:
 def port(number: int) -> Expression:
     """Packets to this port, of a protocol that has ports and was asked for before."""
     return _payload(_TRANSPORT_HEADER, 2, 2) + _compare(number.to_bytes(2, "big"))
+
+
+def icmpv6(kind: int) -> Expression:
+    """Messages of ICMPv6 of this type."""
+    return protocol(_ICMPV6) + _payload(_TRANSPORT_HEADER, 0, 1) + _compare(bytes((kind,)))
 
 
 def came_in_clear() -> Expression:

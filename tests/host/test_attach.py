@@ -1,6 +1,7 @@
 """Attach and detach between real network namespaces."""
 
 import socket
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -98,6 +99,20 @@ def test_by_descriptor_with_routes_and_an_alias(pair: Pair) -> None:
         assert "10.99.0.0/24 via 10.32.0.1 dev eth0" in found
         assert within(pair.host, lambda: detach(descriptor, interface="eth0")) == (str(ONE),)
     assert pair.is_clean()
+
+
+_READ_ONLY = "mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "
+
+
+def test_where_settings_cannot_be_written(pair: Pair) -> None:
+    """As a container has them that is not privileged: neighbours are tuned, advertisements are dropped by a rule."""
+    script = f"from host.attach import *; attach({pair.container!r}, [IPv4Interface('10.32.0.5/12')])"
+    command = ["unshare", "--mount", "sh", "-c", f'{_READ_ONLY} "$0" -c "$1"', sys.executable, script]
+    run("nsenter", f"--net=/run/netns/{pair.host}", *command)
+    assert setting(pair.container, "ipv6/conf/ethwe/accept_ra") == "1"
+    assert 'iifname "ethwe" icmpv6 type nd-router-advert drop' in pair.rules()
+    table = run("ip", "-n", pair.container, "ntable", "show", "dev", "ethwe", "name", "arp_cache")
+    assert all(text in table for text in ("base_reachable 5000", "delay_probe 2000", "ucast_probes 1"))
 
 
 def test_attach_twice_changes_nothing(pair: Pair) -> None:
