@@ -79,9 +79,8 @@ def test_each_kind_relays_for_the_other(password: str | None) -> None:
             for other in set(attached) - {one}:
                 assert ping(source, f"10.32.0.{other}", size=1348, df=True), f"full size, {one} -> {other}"
         say(attached[1], attached[4], "10.32.0.4")
-        arp_is_answered_anew(attached)
         stays_fast(made, chain_links(4))
-        everything_passes(attached, SIZE)
+        arp_is_answered_anew(attached)
         assert fastdp(made, 2)["Counts"]["relayed"] > 100
 
 
