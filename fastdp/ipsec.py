@@ -31,6 +31,8 @@ REQID = 0x77656176
 OLD_MARK = (0x20000, 0x20000)
 # Longer than the table serves a link that ended.
 _KEPT = GRACE + 1.0
+# Seconds between two looks at what should be there.
+_LOOK = 10.0
 _PORTS, _PEERS = "ports", {4: "peers", 6: "peers6"}
 _KEYS = {4: Key.IPV4, 6: Key.IPV6}
 _ENDS = {Hook.INPUT: {4: Field.SOURCE4, 6: Field.SOURCE6}, Hook.OUTPUT: {4: Field.DESTINATION4, 6: Field.DESTINATION6}}
@@ -147,6 +149,27 @@ class Ipsec:
             _remove_old(self._xfrm)
             self._adopt(frozenset(served))
             self._write_rules()
+        later(_LOOK, self._look)
+
+    def _look(self) -> None:
+        """Make again what somebody removed; associations of a silent link are `announce`d anew by it."""
+        self._later(_LOOK, self._look)
+        try:
+            with _errors():
+                there = frozenset(self._xfrm.policies())
+                gone = [
+                    one for pair, held in self._pairs.items() for one in pair.policies(held.spi) if one not in there
+                ]
+                for policy in gone:
+                    self._xfrm.set(policy)
+                flushed = TABLE not in readback.tables()
+                if flushed:
+                    self._write_rules()
+        except IpsecError as error:
+            self._log.error("unable to look after encryption: %s", error)
+        else:
+            if gone or flushed:
+                self._log.warning("somebody removed IPsec policies or table inet %s: they are there again", TABLE)
 
     def _adopt(self, served: frozenset[str]) -> None:
         """What one of ours left is kept for a while where the kernel still forwards, else removed."""

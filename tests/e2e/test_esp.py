@@ -180,6 +180,20 @@ def test_what_somebody_flushes_is_made_anew_and_nothing_leaks() -> None:
         assert fastdp(made, 1)["Drops"]["clear-out"] > 0
 
 
+def test_a_removed_table_or_policy_comes_back() -> None:
+    with cluster(fastdp=True) as made:
+        attached = start(made, 2)
+        host = made.underlay.host(1).namespace
+        with captured(made.underlay, 1, MARK) as wire:
+            ip(made, 1, "xfrm", "policy", "flush")
+            run(*inside(host, "nft", "delete", "table", "inet", TABLE))
+            wait_until("both are there", lambda: TABLE in run(*inside(host, "nft", "list", "tables")), 20)
+            assert policies(made, 1) == 2
+            say(attached[1], attached[2], "10.32.0.2")
+            assert ping(attached[1], "10.32.0.2")
+        assert wire.marked == 0
+
+
 def test_protocol_50_is_blocked() -> None:
     with cluster(fastdp=True) as made:
         attached = start(made, 2)
