@@ -75,6 +75,7 @@ class Session:
     peer: PeerName = _NOBODY
     inward: list[State] = field(default_factory=list)
     outward: State | None = None
+    ended: bool = False
 
     def open(self) -> bytes:
         """Nothing passes in clear from now on, and nothing at all before `accept`; what the peer must be told."""
@@ -260,6 +261,8 @@ class Ipsec:
         held = self._pairs.get(session.pair)
         if held is not None and session in held.sessions:
             self._retire(session)
+            with self._logged():
+                self._choose(session.pair, held)
 
     def found(self, session: Session) -> tuple[State | None, State | None]:
         """The associations with their counters, of what arrives and of what leaves; None where there is none."""
@@ -271,12 +274,18 @@ class Ipsec:
     # --- ends ---
 
     def _retire(self, session: Session) -> None:
+        session.ended = True
         self._later(_KEPT, lambda: self._end(session))
 
     def _end(self, session: Session) -> None:
+        with self._logged():
+            self._remove(session)
+
+    @contextlib.contextmanager
+    def _logged(self) -> Iterator[None]:
         try:
             with _errors():
-                self._remove(session)
+                yield
         except IpsecError as error:
             self._log.error("what an encrypted link left is not removed: %s", error)
 
@@ -288,12 +297,19 @@ class Ipsec:
             for policy in pair.policies(held.spi):
                 self._xfrm.unset(policy)
             self._write_rules()
-        elif session.outward is not None and session.outward.spi == held.spi:
-            other = next((one.outward for one in reversed(held.sessions) if one.outward is not None), None)
-            held.spi = 0 if other is None else other.spi
-            self._xfrm.set(pair.outward(held.spi))
+        else:
+            self._choose(pair, held)
         for state in (*session.inward, *([session.outward] if session.outward else ())):
             self._xfrm.remove(state)
+
+    def _choose(self, pair: Pair, held: _Held) -> None:
+        """What leaves takes a living session's association: the peer may have dropped the others already."""
+        usable = [one for one in held.sessions if one.outward is not None]
+        living = [one for one in usable if not one.ended] or usable
+        spis = [one.outward.spi for one in living if one.outward is not None]
+        if held.spi not in spis:
+            held.spi = spis[-1] if spis else 0
+            self._xfrm.set(pair.outward(held.spi))
 
     # --- packet rules ---
 
