@@ -1,10 +1,12 @@
 """The kernel's data path beside a bridge with a VXLAN port that is wired by hand, in interleaved rounds.
 
-    python -m bench.fastdp [--rounds N] [--seconds S]
+    python -m bench.fastdp [--rounds N] [--seconds S] [--netfilter on|off]
 
 Hosts and containers are namespaces, the underlay is veth, everybody shares the machine's cores. "wired" is what
-the kernel does without any program: a bridge, a VXLAN device of one identifier, one address to flood to. The table
-shows medians, then medians and ranges of the ratios of each round.
+the kernel does without any program: a bridge, a VXLAN device of one identifier, one address to flood to. It has the
+packet rules that our router made, or with `--netfilter off` bridged frames pass none on either side. The table shows
+medians, then medians and ranges of the ratios of each round. On a busy machine figures of time mean little: in a
+virtual machine that counts instructions they repeat.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from pathlib import Path
 
 from bench import flows
 from bench.tunnels import Tunnel, sleeve
-from lab.net import Underlay, require_root, run
+from lab.net import Underlay, inside, require_root, run
 from lab.router import wait_until
 from lab.traffic import ping
 
@@ -31,15 +33,15 @@ def wired(prefix: str) -> Tunnel:
     for number in (1, 2):
         host, other = underlay.host(number), underlay.host(3 - number)
         ip = ("ip", "-n", host.namespace)
-        run(*ip, "link", "add", "br0", "mtu", _MTU, "type", "bridge", "forward_delay", "0")
+        run(*ip, "link", "add", "weave", "mtu", _MTU, "type", "bridge", "forward_delay", "0")
         vxlan = ("vxlan", "id", "42", "dstport", "6784", "remote", other.address, "local", host.address)
         run(*ip, "link", "add", "vx0", "mtu", _MTU, "type", *vxlan, "ttl", "64", "df", "set", "noudpcsum")
         container = underlay.container(number)
         peer = ("peer", "name", "ethwe", "mtu", _MTU, "netns", container)
         run(*ip, "link", "add", "port", "mtu", _MTU, "type", "veth", *peer)
         for link in ("vx0", "port"):
-            run(*ip, "link", "set", link, "master", "br0", "up")
-        run(*ip, "link", "set", "br0", "up")
+            run(*ip, "link", "set", link, "master", "weave", "up")
+        run(*ip, "link", "set", "weave", "up")
         run("ip", "-n", container, "addr", "add", f"10.32.0.{number}/12", "dev", "ethwe")
         run("ip", "-n", container, "link", "set", "ethwe", "up")
         ends.append(container)
@@ -64,6 +66,18 @@ def measure(tunnel: Tunnel, seconds: float) -> None:
     tunnel.note("echo us", flows.echo(tunnel.ends, tunnel.address, seconds / 2))
 
 
+def even(tunnels: list[Tunnel], *, netfilter: bool) -> None:
+    """The same packet rules on the hosts of both, ours first, or none for bridged frames."""
+    for number in (1, 2):
+        mine, other = (tunnel.underlay.host(number).namespace for tunnel in tunnels)
+        rules = run(*inside(mine, "nft", "list", "ruleset"))
+        run(*inside(other, "nft", "-f", "-"), stdin=rules)
+        for name in (mine, other):
+            for what in ("iptables", "ip6tables", "arptables"):
+                setting = f"net.bridge.bridge-nf-call-{what}={int(netfilter)}"
+                run(*inside(name, "sysctl", "-q", "-w", setting))
+
+
 def show(tunnels: list[Tunnel]) -> None:
     """Medians, and ratios of the first to the second."""
     print(f"{'':12}" + "".join(f"{tunnel.name:>10}" for tunnel in tunnels) + "     ratio")
@@ -78,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--netfilter", choices=("on", "off"), default="on")
     options = parser.parse_args()
     require_root()
     tag = f"bf{os.getpid()}"
@@ -87,6 +102,7 @@ def main() -> None:
         try:
             for make in makers:
                 tunnels.append(make())
+            even(tunnels, netfilter=options.netfilter == "on")
             for _ in range(options.rounds):
                 for tunnel in tunnels:
                     measure(tunnel, options.seconds)

@@ -23,13 +23,13 @@ static long (*redirect)(__u32, __u64) = (void *)BPF_FUNC_redirect;
 static long (*clone_redirect)(void *, __u32, __u64) = (void *)BPF_FUNC_clone_redirect;
 static long (*change_head)(void *, __u32, __u64) = (void *)BPF_FUNC_skb_change_head;
 static long (*store_bytes)(void *, __u32, const void *, __u32, __u64) = (void *)BPF_FUNC_skb_store_bytes;
-static long (*load_bytes)(const void *, __u32, void *, __u32) = (void *)BPF_FUNC_skb_load_bytes;
 
 #define MAX_HOPS 256
 #define MAX_LINKS 512
 #define SECOND 1000000000ULL
 #define REFLECTION_GUARD (SECOND / 2)
 #define SHORT_MASK 0xfff
+#define GROUP 1                   // of an address as a number
 #define NO_SHORT 0xffff           // a peer that has no short id of its own: sleeve carries its frames
 #define STP 0x0000c28001ULL       // 01:80:c2:00:00:00 as the number that `mac` makes of it
 #define OLD_KEY __builtin_offsetof(struct bpf_tunnel_key, local_ipv4)
@@ -117,10 +117,20 @@ INLINE int drop(__u32 why)
 }
 
 // Six bytes as a number, the first one lowest; two zero bytes make it the key of a map.
-INLINE __u64 mac(const __u8 *bytes)
+INLINE __u64 mac(const __u16 *bytes)
 {
-    return (__u64)bytes[0] | (__u64)bytes[1] << 8 | (__u64)bytes[2] << 16 | (__u64)bytes[3] << 24 |
-           (__u64)bytes[4] << 32 | (__u64)bytes[5] << 40;
+    return (__u64)bytes[0] | (__u64)bytes[1] << 16 | (__u64)bytes[2] << 32;
+}
+
+// Both addresses of a frame; not 0 where it is too short.
+INLINE long addresses(struct __sk_buff *skb, __u64 *target, __u64 *source)
+{
+    const __u16 *header = (void *)(long)skb->data;
+    if ((void *)(header + 7) > (void *)(long)skb->data_end)
+        return -1;
+    *target = mac(header);
+    *source = mac(header + 3);
+    return 0;
 }
 
 INLINE void say(__u64 address, __u16 peer)
@@ -253,24 +263,23 @@ SECTION("egress") int frame_out(struct __sk_buff *skb)
 {
     struct bpf_tunnel_key key = {};
     struct host remote;
-    __u8 ethernet[14];
+    __u64 target, source;
     __u32 zero = 0;
     struct config *ours = map_lookup(&config, &zero);
     // What has an address already was given it here, or by `ingress`.
     if (!ours || !outer(skb, &key, &remote))
         return TC_ACT_OK;
-    if (load_bytes(skb, 0, ethernet, sizeof(ethernet)))
+    if (addresses(skb, &target, &source))
         return drop(MALFORMED);
-    __u64 target = mac(ethernet), source = mac(ethernet + 6);
     if (!target && !source)
         return drop(MALFORMED);  // The peer would take it for a heartbeat.
-    if (!(ethernet[6] & 1)) {
+    if (!(source & GROUP)) {
         int problem = learn_local(source);
         if (problem)
             return drop(problem);
     }
     __u32 ourself = ours->ourself;
-    if (ethernet[0] & 1) {
+    if (target & GROUP) {
         if (target == STP)
             return drop(STP_DROPPED);
     } else {
@@ -295,7 +304,7 @@ SECTION("egress") int frame_out(struct __sk_buff *skb)
     struct tree *tree = map_lookup(&trees, &ourself);
     int sleeve = tree ? flood(skb, tree, ourself, OUT_FLOOD) : 1;
     // The bridge itself gives group frames to sleeve's port, but nothing that it does not know.
-    if (sleeve && !(ethernet[0] & 1)) {
+    if (sleeve && !(target & GROUP)) {
         note(OUT_TO_SLEEVE);
         return redirect(ours->sleeve, 0);
     }
@@ -306,7 +315,7 @@ SECTION("ingress") int frame_in(struct __sk_buff *skb)
 {
     struct bpf_tunnel_key key = {};
     struct host remote;
-    __u8 ethernet[14];
+    __u64 target, source;
     __u32 zero = 0;
     struct config *ours = map_lookup(&config, &zero);
     if (!ours)
@@ -315,18 +324,24 @@ SECTION("ingress") int frame_in(struct __sk_buff *skb)
         return TC_ACT_OK;  // The bridge's copy of a flood, made below.
     __u32 vni = key.tunnel_id & 0xffffff;
     __u32 from = vni & SHORT_MASK, to = vni >> 12;
-    __u32 *link = map_lookup(&sources, &remote);
-    if (!link)
-        return drop(BAD_SOURCE);
-    if (load_bytes(skb, 0, ethernet, sizeof(ethernet)))
+    struct peer *sender = map_lookup(&peers, &from);
+    __u32 link;
+    // Most frames come from their origin itself, which was admitted as the next hop to itself.
+    if (sender && sender->kind == FAST && same(&sender->hop, &remote)) {
+        link = sender->link;
+    } else {
+        __u32 *admitted = map_lookup(&sources, &remote);
+        if (!admitted)
+            return drop(BAD_SOURCE);
+        link = *admitted;
+    }
+    if (addresses(skb, &target, &source))
         return drop(MALFORMED);
-    __u64 target = mac(ethernet), source = mac(ethernet + 6);
     if (!target && !source)
         return ask(skb, ours, HEARTBEAT, vni, &remote);
-    arrived(skb, *link);
+    arrived(skb, link);
     if (from == ours->ourself || from == ours->former)
         return drop(FROM_OURSELF);
-    struct peer *sender = map_lookup(&peers, &from);
     if (!sender || sender->kind == NONE)
         return drop(UNKNOWN_PEER);
     if (to != ours->ourself && to != ours->former) {
@@ -342,9 +357,9 @@ SECTION("ingress") int frame_in(struct __sk_buff *skb)
         note(RELAYED);
         return redirect(next->device, 0);
     }
-    if (!(ethernet[6] & 1))
+    if (!(source & GROUP))
         learn_remote(source, from);
-    if (!(ethernet[0] & 1) && map_lookup(&locals, &target)) {
+    if (!(target & GROUP) && map_lookup(&locals, &target)) {
         note(IN_UNICAST);
         return TC_ACT_OK;
     }

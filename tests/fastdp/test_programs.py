@@ -203,6 +203,7 @@ def test_what_is_dropped(lab: Lab, source: str, ends: tuple[int, int], reason: s
 
 def test_an_unknown_sender_is_dropped(lab: Lab) -> None:
     lab.kernel.maps["sources"].delete(host("10.99.0.1"))
+    lab.route(ONE, Kind.FAST, "10.99.0.3")
     lab.send("10.99.0.1", packet(ONE, OURSELF, BROADCAST))
     lab.send("10.99.0.1", packet(ONE, OURSELF, bytes(100)))
     assert lab.heard() == [] and lab.asked() == []
