@@ -1,4 +1,4 @@
-"""The packet path in C: two threads that hold no interpreter lock, and what of their work comes up here.
+"""The packet path in C: threads that hold no interpreter lock, and what of their work comes up here.
 
 The core (`sleeve/core/`, built as `sleeve._sleeve`) forwards frames by the table that `NativeTable` writes. Special
 frames, what the kernel refused, and frames that the table has no answer for lie in its rings; an eventfd says so.
@@ -39,6 +39,8 @@ _CORE_COUNTS = (
 _EVENT_RINGS = (lib.EVENTS_PYTHON, lib.EVENTS_TX, lib.EVENTS_RX)
 _FRAME_RINGS = (lib.FRAMES_TX, lib.FRAMES_RX)
 _TURN = 64
+# With so few, waking another thread costs more than it wins: bench/sleeve has shown one loop ahead on two cores.
+_FEW_CORES = 2
 
 
 def _number(name: str) -> int:
@@ -258,6 +260,7 @@ class NativePath:
         self._threads: list[threading.Thread] = []
         self._flush_scheduled = self._turn_scheduled = False
         self._taking_own = False
+        self._one_loop = len(os.sched_getaffinity(0)) <= _FEW_CORES
         try:
             self._sockets = self._bind(host, port)
         except BaseException:
@@ -284,7 +287,10 @@ class NativePath:
 
     def attach(self, sink: FrameSink) -> None:
         self._sink = sink
-        self._run("sleeve-rx", lib.core_run_rx)
+        if self._one_loop:
+            self._run("sleeve", lib.RUN_TX | lib.RUN_RX)
+        else:
+            self._run("sleeve-rx", lib.RUN_RX)
 
     def reaches(self, host: str) -> bool:
         return any((sock.family == socket.AF_INET6) == (":" in host) for sock, _ in self._sockets)
@@ -350,10 +356,11 @@ class NativePath:
         """Read this TAP from now on, and write to it."""
         self._captured = captured
         lib.core_tap(self.core, descriptor, merge_udp)
-        self._run("sleeve-tx", lib.core_run_tx)
+        if not self._one_loop:
+            self._run("sleeve-tx", lib.RUN_TX)
 
-    def _run(self, name: str, loop: Callable[[Any], None]) -> None:
-        thread = threading.Thread(target=loop, args=(self.core,), name=name, daemon=True)
+    def _run(self, name: str, loops: int) -> None:
+        thread = threading.Thread(target=lib.core_run, args=(self.core, loops), name=name, daemon=True)
         thread.start()
         self._threads.append(thread)
 

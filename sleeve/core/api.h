@@ -1,7 +1,7 @@
 /* What Python sees of the core. Read by cffi as it stands: plain declarations, no conditions.
  *
  * Peer names are numbers (48 bits), as in Python. `const uint8_t *` without a length: 6 octets of a MAC, 16 of an
- * address (IPv4 in the first four), 32 of a key. One thread of Python's calls everything but run_tx and run_rx.
+ * address (IPv4 in the first four), 32 of a key. One thread of Python's calls everything but core_run.
  */
 
 /* What a session counts. */
@@ -22,6 +22,9 @@ enum {
 /* Kinds of records in the rings, and the rings in the order in which they are to be emptied. */
 enum { CAPTURED, RECEIVED, SPECIAL, PATH_MTU, TROUBLE, BAD_DATAGRAM };
 enum { EVENTS_PYTHON, EVENTS_TX, EVENTS_RX, FRAMES_TX, FRAMES_RX, RINGS };
+
+/* The loops that one thread runs. */
+enum { RUN_TX = 1, RUN_RX = 2 };
 
 /* What is wrong with a datagram. */
 enum { TOO_SHORT = 1, NOT_OPENED, TRAILING_GARBAGE, FRAME_CUT };
@@ -51,8 +54,7 @@ void core_free(core *);
 int core_wake_fd(core *);
 void core_socket(core *, int v6, int fd, int df_fd);
 void core_tap(core *, int fd, int merge_udp);
-void core_run_tx(core *);
-void core_run_rx(core *);
+void core_run(core *, int loops);
 int core_step_tx(core *);
 int core_step_rx(core *);
 void core_stop(core *);

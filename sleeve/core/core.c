@@ -14,6 +14,7 @@
 #define SOL_UDP_ 17
 #define EVENTS_BYTES (1u << 20)
 #define FRAMES_BYTES (4u << 20)
+#define PAUSE_MS 100
 
 core *core_new(uint64_t ourself)
 {
@@ -32,8 +33,8 @@ core *core_new(uint64_t ourself)
     c->segments = true;
     c->tap = c->udp[0][0] = c->udp[0][1] = c->udp[1][0] = c->udp[1][1] = -1;
     c->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    c->stop = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    bool made = c->wake >= 0 && c->stop >= 0;
+    c->bell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    bool made = c->wake >= 0 && c->bell >= 0;
     for (int place = 0; place < RINGS && made; place++)
         made = ring_make(&c->rings[place], place < FRAMES_TX ? EVENTS_BYTES : FRAMES_BYTES);
     if (made)
@@ -57,8 +58,8 @@ void core_free(core *c)
         free(c->rings[place].buffer);
     if (c->wake >= 0)
         close(c->wake);
-    if (c->stop >= 0)
-        close(c->stop);
+    if (c->bell >= 0)
+        close(c->bell);
     pthread_rwlock_destroy(&c->lock);
     free(c);
 }
@@ -87,17 +88,50 @@ void core_socket(core *c, int v6, int fd, int df_fd)
     c->udp[v6 ? 1 : 0][1] = df_fd;
 }
 
+static void ring_bell(core *c)
+{
+    uint64_t once = 1;
+    if (write(c->bell, &once, sizeof once) < 0)
+        count(c->counts, RECEIVE_ERROR, 1);
+}
+
 void core_tap(core *c, int fd, int merge_udp)
 {
-    c->tap = fd;
     c->merge_udp = merge_udp;
+    __atomic_store_n(&c->tap, fd, __ATOMIC_RELEASE);
+    ring_bell(c);
 }
 
 void core_stop(core *c)
 {
-    uint64_t bell = 1;
-    if (write(c->stop, &bell, sizeof bell) < 0)
-        count(c->counts, RECEIVE_ERROR, 1);
+    __atomic_store_n(&c->stopping, true, __ATOMIC_RELEASE);
+    ring_bell(c);
+}
+
+void core_run(core *c, int loops)
+{
+    struct pollfd wanted[6] = {{c->bell, POLLIN, 0}};
+    int number = 1 + (loops & RUN_RX ? rx_sockets(c, wanted + 1) : 0), left = 0;
+    for (;;) {
+        int tap = loops & RUN_TX ? __atomic_load_n(&c->tap, __ATOMIC_ACQUIRE) : -1;
+        /* A device that is down seems readable all the time: a while without it. */
+        wanted[number] = (struct pollfd){left < 0 ? -1 : tap, POLLIN, 0};
+        int ready = poll(wanted, (nfds_t)number + 1, left < 0 ? PAUSE_MS : left ? 0 : -1);
+        if (ready < 0 && errno != EINTR)
+            return;
+        if (ready > 0 && wanted[0].revents) {
+            uint64_t rung;
+            /* It goes on ringing for whoever else is to stop. */
+            if (__atomic_load_n(&c->stopping, __ATOMIC_ACQUIRE))
+                return;
+            if (read(c->bell, &rung, sizeof rung) < 0 && errno != EAGAIN)
+                return;
+        }
+        int came = ready > 0 && number > 1 ? rx_step(c, wanted + 1, number - 1) : 0;
+        /* What was put on the bridge is mostly answered at once. */
+        if (tap >= 0 && (left < 0 ? ready == 0 : left || came || wanted[number].revents))
+            left = core_step_tx(c);
+    }
 }
 
 uint64_t core_count(core *c, int which) { return __atomic_load_n(&c->counts[which], __ATOMIC_RELAXED); }

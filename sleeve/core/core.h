@@ -1,12 +1,13 @@
 /* The core's own types, and what its files give each other. See api.h for what Python sees.
  *
- * Two threads run here, one from the TAP to UDP (tx.c), one from UDP to the TAP (rx.c); Python's thread sends too. What
- * they share, table and sessions, Python writes under the write lock; each loop holds the read lock for one batch and
+ * Two loops run here, from the TAP to UDP (tx.c) and from UDP to the TAP (rx.c), each in a thread of its own or both in
+ * one; Python's thread sends too. What they share, table and sessions, Python writes under the write lock; each loop holds the read lock for one batch and
  * keeps no pointer beyond it. Each of the three has an outbox (out.c) and rings (ring.c) of its own. No policy: what
  * is not plainly to be forwarded goes up to Python as it came.
  */
 #pragma once
 
+#include <poll.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -234,7 +235,8 @@ typedef struct tx tx;
 struct core {
     pthread_rwlock_t lock;
     uint64_t ourself;
-    int wake, stop;
+    int wake, bell;
+    bool stopping;
     int tap;
     bool merge_udp, segments;
     int udp[2][2];
@@ -250,6 +252,9 @@ struct core {
 rx *rx_make(core *);
 void rx_free(rx *);
 void rx_forget(rx *, session *);
+/* The sockets that there are, at most four, marked as ready; and one run of each that is. */
+int rx_sockets(const core *, struct pollfd *into);
+int rx_step(core *, const struct pollfd *ready, int sockets);
 tx *tx_make(core *);
 void tx_free(tx *);
 void tx_forget(tx *, session *);

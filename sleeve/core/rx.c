@@ -270,7 +270,7 @@ static int receive(rx *r, int fd)
     return number;
 }
 
-static int step(core *c, const struct pollfd *ready, int sockets)
+int rx_step(core *c, const struct pollfd *ready, int sockets)
 {
     rx *r = c->rx;
     int number = 0;
@@ -285,8 +285,7 @@ static int step(core *c, const struct pollfd *ready, int sockets)
     return number;
 }
 
-/* The sockets that there are, as if all were ready. */
-static int sockets(const core *c, struct pollfd *into)
+int rx_sockets(const core *c, struct pollfd *into)
 {
     int number = 0;
     for (int place = 0; place < 4; place++)
@@ -298,18 +297,5 @@ static int sockets(const core *c, struct pollfd *into)
 int core_step_rx(core *c)
 {
     struct pollfd all[4];
-    return step(c, all, sockets(c, all));
-}
-
-void core_run_rx(core *c)
-{
-    struct pollfd wanted[5] = {{c->stop, POLLIN, 0}};
-    int number = 1 + sockets(c, wanted + 1);
-    for (;;) {
-        if (poll(wanted, (nfds_t)number, -1) < 0 && errno != EINTR)
-            return;
-        if (wanted[0].revents)
-            return;
-        step(c, wanted + 1, number - 1);
-    }
+    return rx_step(c, all, rx_sockets(c, all));
 }

@@ -2,7 +2,6 @@
  * out, segment by segment; all others are finished and go up to Python. Source: data plane spec §3.8, §6.2.
  */
 #include <errno.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -11,7 +10,6 @@
 #define READS 256
 #define BATCH 128
 #define BATCH_BYTES (1u << 19)
-#define PAUSE_MS 100
 
 struct tx {
     core *core;
@@ -167,18 +165,4 @@ int core_step_tx(core *c)
     pthread_rwlock_unlock(&c->lock);
     core_wake(c, &c->rings[EVENTS_TX], &c->rings[FRAMES_TX]);
     return t->down ? -1 : more || !queue_empty(t->queue) ? 1 : 0;
-}
-
-void core_run_tx(core *c)
-{
-    struct pollfd wanted[2] = {{c->stop, POLLIN, 0}, {c->tap, POLLIN, 0}};
-    for (int left = 0;;) {
-        if (poll(wanted, 2, left > 0 ? 0 : -1) < 0 && errno != EINTR)
-            return;
-        if (wanted[0].revents)
-            return;
-        left = core_step_tx(c);
-        if (left < 0)
-            poll(wanted, 1, PAUSE_MS);
-    }
 }

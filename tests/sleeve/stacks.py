@@ -148,7 +148,7 @@ def _path(packets: str, loop: Any) -> PacketPath:
     class Stepped(NativePath):
         """Without threads."""
 
-        def _run(self, name: str, loop: Callable[[Any], None]) -> None: ...
+        def _run(self, name: str, loops: int) -> None: ...
 
     return Stepped(loop, OURSELF, "127.0.0.1", 0)
 
