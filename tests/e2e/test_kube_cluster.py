@@ -1,88 +1,25 @@
 """Nodes of a cluster with an API server, allowed what the manifest allows and nothing else."""
 
-import contextlib
-import json
-import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from lab.net import run
-from lab.router import RANGE, Router, peer_name, socket_in, wait_until
+from lab.router import RANGE, peer_name, wait_until
 from lab.traffic import lookup, ping
-from tests.clusters import Cluster, cluster, mesh_links
-from tests.kube.api_server import ApiServer, serving
-from tests.kube_nodes import await_ready, node, start_node
+from tests.clusters import cluster, mesh_links
+from tests.kube_nodes import Kube, allowed, await_ready, kubernetes, node
 from tests.rings import await_one_ring, owners
-
-MANIFEST = Path(__file__).parents[2] / "deploy/weave-daemonset.yaml"
-PORT = 6443
-_PEERS = "kube-peers.weave.works/peers"
 
 pytestmark = pytest.mark.timeout(300)
 
 
-def allowed() -> list[dict[str, Any]]:
-    """What the service account may, as the manifest has it."""
-    rules: list[dict[str, Any]] = []
-    for document in yaml.safe_load_all(MANIFEST.read_text()):
-        if document["kind"] in ("ClusterRole", "Role"):
-            namespace = document["metadata"].get("namespace")
-            rules += [{**rule, **({"namespace": namespace} if namespace else {})} for rule in document["rules"]]
-    return rules
-
-
-@dataclass(slots=True)
-class Kube:
-    """A cluster of nodes and its API server, which all of them reach."""
-
-    made: Cluster
-    api: ApiServer
-    token: Path
-
-    def add(self, number: int) -> None:
-        """Host `number` is a node, as its kubelet says."""
-        addresses = [{"type": "InternalIP", "address": self.made.address(number)}]
-        status = {"addresses": addresses, "conditions": [{"type": "Ready", "status": "True"}]}
-        self.api.objects.put("nodes", {"metadata": {"name": node(number)}, "status": status})
-
-    def start(self, number: int, *, wait: bool = True, **environment: str) -> Router:
-        """Its pod."""
-        told = {"WEAVE_KUBE_API": f"http://10.99.0.254:{PORT}", "WEAVE_KUBE_TOKEN_FILE": str(self.token)}
-        return start_node(self.made, number, wait=wait, **told, **environment)
-
-    def listed(self) -> set[str]:
-        """Names of the peers in the list of the cluster."""
-        with contextlib.suppress(Exception):
-            text = self.api.objects.get("configmaps", "weave-net", "kube-system")["metadata"]["annotations"][_PEERS]
-            return {entry["PeerName"] for entry in json.loads(text)["Peers"]}
-        return set()
-
-    def condition(self, number: int) -> str:
-        """The node's condition NetworkUnavailable, `status reason`."""
-        conditions = self.api.objects.get("nodes", node(number))["status"]["conditions"]
-        found = [one for one in conditions if one["type"] == "NetworkUnavailable"]
-        return f"{found[0]['status']} {found[0]['reason']}" if found else ""
-
-
 @pytest.fixture
 def kube(tmp_path: Path) -> Iterator[Kube]:
-    token = tmp_path / "token"
-    token.write_text("secret")
-    with cluster(ipam=RANGE) as made:
-        made.underlay.host(1)
-        run("ip", "-n", made.underlay.switch, "addr", "add", "10.99.0.254/24", "dev", "br0")
-        sock = socket_in(made.underlay.switch)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("0.0.0.0", PORT))
-        with serving(sock=sock) as api:
-            api.allow("secret", "system:serviceaccount:kube-system:weave-net", allowed())
-            yield Kube(made, api, token)
+    with cluster(ipam=RANGE) as made, kubernetes(made, tmp_path) as found:
+        yield found
 
 
 def test_a_cluster_begins(kube: Kube) -> None:

@@ -3,6 +3,7 @@
 From and to its datapath of Open vSwitch: `test_open_vswitch.py`.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from tests.clusters import Attached, Cluster, cluster, mesh_links
 from tests.cni.plugin import Plugin
 from tests.host.iptables import works
 from tests.interop.test_state import owned, prefix, ring
-from tests.kube_nodes import await_ready, start_node
+from tests.kube_nodes import await_ready, kubernetes, node, start_node
 from tests.rings import await_one_ring, no_address_twice
 
 REAL = os.environ.get("WEAVE_NET_ROUTER", "")
@@ -176,6 +177,44 @@ def test_a_mesh_moves_host_by_host() -> None:
         no_address_twice(made)
         for router in made.routers.values():
             assert "Received update for IP range I own" not in router.log and "conflict" not in router.log
+
+
+def test_a_cluster_moves_node_by_node(tmp_path: Path) -> None:
+    """The list of the cluster is as Weave Net's own programs left it; nobody in it is taken for new, or for gone."""
+    with cluster([1, 2, 3], REAL, ipam=RANGE) as made, kubernetes(made, tmp_path) as kube:
+        made.start_all(3)
+        made.await_links(mesh_links(3))
+        attached = {number: made.attach(number) for number in (1, 2, 3)}
+        pings_all(attached)
+        await_one_ring(made)
+        divided = ring(made.routers[1])
+        entries = [{"PeerName": peer_name(number), "NodeName": node(number)} for number in (1, 2, 3)]
+        listed = {"kube-peers.weave.works/peers": json.dumps({"Peers": entries})}
+        meta = {"name": "weave-net", "namespace": "kube-system", "annotations": listed}
+        kube.api.objects.put("configmaps", {"metadata": meta})
+        for number in (1, 2, 3):
+            kube.add(number)
+        one, three = attached[1], attached[3]
+        with talking(one.namespace, three.namespace, three.address) as talk:
+            for number in (1, 2, 3):
+                all_go_on([talk])
+                held = owned(made.routers[number])
+                assert made.routers[number].stop() == 0
+                made.foreign -= {number}
+                ours = kube.start(number, EXTRA_ARGS="", IPALLOC_RANGE=RANGE)
+                made.await_links(mesh_links(3))
+                await_ready(ours)
+                assert ours.report()["Router"]["Name"] == peer_name(number)
+                assert {ident: cidrs for ident, cidrs in owned(ours).items() if ident != "weave:expose"} == held
+                pings_all(attached)
+            all_go_on([talk])
+        await_one_ring(made)
+        assert ring(made.routers[1]) == divided
+        no_address_twice(made)
+        assert kube.listed() == {peer_name(number) for number in (1, 2, 3)}
+        wait_until("all say so", lambda: {kube.condition(number) for number in (1, 2, 3)} == {"False WeaveIsUp"}, 60)
+        for router in made.routers.values():
+            assert "taken over from" not in router.log and "Peer not in list" not in router.log
 
 
 def test_weave_kube_follows_a_router_that_still_ends(tmp_path: Path) -> None:
