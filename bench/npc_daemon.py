@@ -26,6 +26,7 @@ from lab.net import run
 from lab.router import wait_until
 
 _QUIET = 10.0
+_ALONE, _APART = 300, 0.06
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -67,6 +68,7 @@ def measure(wanted: argparse.Namespace, directory: Path) -> None:
                 took, memory = time.monotonic() - started, resident(daemon.pid)
                 print(f"  ready {took:.2f} s after its start, resident {memory:.0f} MB")
                 burst(wanted, url, path)
+                one_by_one(wanted, url, path)
                 before = processor(daemon.pid)
                 time.sleep(_QUIET)
                 used, memory = processor(daemon.pid) - before, resident(daemon.pid)
@@ -80,15 +82,7 @@ def burst(wanted: argparse.Namespace, url: str, path: str) -> None:
     before = status(path)["commits"]
     last, started = 0, time.monotonic()
     for number in range(wanted.burst):
-        document = npc_objects.pod(number, wanted.namespaces, NODE if number < wanted.local else "node-1", app="burst")
-        metadata = document["metadata"]
-        patch = json.dumps({"metadata": {"labels": metadata["labels"]}}).encode()
-        request = urllib.request.Request(
-            f"{url}/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}", patch, method="PATCH"
-        )
-        request.add_header("Content-Type", "application/merge-patch+json")
-        with urllib.request.urlopen(request) as answer:
-            answer.read()
+        relabel(wanted, url, number, "burst")
     sent = time.monotonic()
 
     def settled() -> bool:
@@ -99,6 +93,27 @@ def burst(wanted: argparse.Namespace, url: str, path: str) -> None:
     wait_until("all is in the kernel", settled, 30, 0.1)
     print(f"  {wanted.burst} changes, sent in {sent - started:.2f} s, make {last - before} commits, "
           f"over {time.monotonic() - sent:.2f} s after the last")  # fmt: skip
+
+
+def one_by_one(wanted: argparse.Namespace, url: str, path: str) -> None:
+    """Pods that change when nothing else does: from the event to the rules in force."""
+    for number in range(_ALONE):
+        relabel(wanted, url, number, f"app-{number % 7}")
+        time.sleep(_APART)
+    known = status(path)["latencySeconds"]
+    print(f"  an event's rules are in force after {known['median'] * 1e3:.1f} ms, p99 {known['p99'] * 1e3:.1f} ms")
+
+
+def relabel(wanted: argparse.Namespace, url: str, number: int, app: str) -> None:
+    """Another label for a pod."""
+    node = NODE if number < wanted.local else "node-1"
+    metadata = npc_objects.pod(number, wanted.namespaces, node, app=app)["metadata"]
+    patch = json.dumps({"metadata": {"labels": metadata["labels"]}}).encode()
+    path = f"{url}/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+    request = urllib.request.Request(path, patch, method="PATCH")
+    request.add_header("Content-Type", "application/merge-patch+json")
+    with urllib.request.urlopen(request) as answer:
+        answer.read()
 
 
 def status(path: str) -> dict[str, Any]:

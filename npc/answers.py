@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from ipaddress import ip_address
 
 from npc import flows
@@ -121,7 +121,8 @@ class Answers:
                 "chains": len(plan.chains),
             },
             "commits": figures.commits,
-            "lastCommitSeconds": (figures.incremental or figures.full or [0.0])[-1],
+            "lastCommitSeconds": (figures.took or [0.0])[-1],
+            "latencySeconds": _spread(figures.latency),
             "repairs": figures.repairs,
             "flowsCut": figures.flows_cut,
             "dropsPerMinute": round(self._node.per_minute, 1),
@@ -230,6 +231,12 @@ class Answers:
             for key in self._controller.planner.policies_of(name):
                 totals[key] = totals.get(key, 0) + packets
         return totals
+
+
+def _spread(seconds: Collection[float]) -> dict[str, float]:
+    """The middle and the worst but one in a hundred of some times."""
+    row = sorted(seconds)
+    return {"median": row[len(row) // 2], "p99": row[len(row) * 99 // 100]} if row else {}
 
 
 def _flow(flow: flows.Flow) -> str:

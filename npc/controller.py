@@ -40,11 +40,10 @@ _REMEMBERED = 2000
 
 @dataclass(slots=True)
 class Figures:
-    """What there is to count. Times in seconds; `latency` is from an event to its rules in the kernel."""
+    """What there is to count. Times in seconds: `took` of commits, `latency` from an event to its rules in force."""
 
     commits: int = 0
-    incremental: deque[float] = field(default_factory=partial(deque, maxlen=_REMEMBERED))
-    full: deque[float] = field(default_factory=partial(deque, maxlen=_REMEMBERED))
+    took: deque[float] = field(default_factory=partial(deque, maxlen=_REMEMBERED))
     latency: deque[float] = field(default_factory=partial(deque, maxlen=_REMEMBERED))
     failures: dict[str, int] = field(default_factory=dict)
     flows_cut: int = 0
@@ -309,7 +308,7 @@ class Controller:
 
     def _count(self, seconds: float, full: bool) -> None:
         self.figures.commits += 1
-        (self.figures.full if full else self.figures.incremental).append(seconds)
+        self.figures.took.append(seconds)
         self._observe(seconds, full)
 
     async def clear(self) -> bool:
@@ -332,7 +331,9 @@ class Controller:
                 await asyncio.wait_for(self._suspect.wait(), _AUDIT)
                 await asyncio.sleep(_SETTLE)
             except TimeoutError:
-                pass
+                # What the kernel refused once it may take now.
+                self._whole = self._whole or bool(self.table.refused)
+                self._touch()
             self._suspect.clear()
             await self.audit()
 

@@ -53,6 +53,9 @@ def _status(as_json: bool) -> int:
                      f"{objects['sets']} sets")  # fmt: skip
         lines.append(f"{found['commits']} commits, the last took {found['lastCommitSeconds'] * 1000:.1f} ms; "
                      f"{found['repairs']} foreign changes undone, {found['flowsCut']} connections ended")  # fmt: skip
+        if found["latencySeconds"]:
+            middle, worst = (found["latencySeconds"][key] * 1000 for key in ("median", "p99"))
+            lines.append(f"an event's rules are in force after {middle:.1f} ms, p99 {worst:.1f} ms")
         lines.append(f"{found['dropsPerMinute']} drops a minute")
         lines += [f"refused by the kernel: {text}" for text in found["refused"].values()]
         lines += [f"policy {name}: {text}" for name, text in found["policyErrors"].items()]
