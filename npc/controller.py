@@ -256,7 +256,7 @@ class Controller:
             over = self._commit_over = time.monotonic()
             if full or change:
                 self._count(over - started, full)
-                if first is not None:
+                if first is not None and not full:
                     self.figures.latency.append(over - first)
             self._to_review(change.review)
             self._retry = _FIRST_RETRY
