@@ -1,7 +1,7 @@
 """Keeps the kernel's table what the cluster wants, on one event loop: events in, commits out.
 
     idle, something changed  -> commit at once
-    changed again within 50 ms -> one commit for all of it, when they are over
+    changed again within 30 ms -> one commit for all of it, when they are over
     the kernel refuses a change -> the whole table anew; if that is refused, too, again after 1 s, 2 s, ... 60 s
     somebody touched the table -> compared, written anew where it differs; and so every ten minutes, asked or not
 
@@ -27,7 +27,7 @@ from npc.objects import Document, Pod
 from npc.planner import Planner
 from npc.verdict import Connection, judge
 
-_GATHER = 0.05
+_GATHER = 0.03
 _SMALL = 500
 _FIRST_RETRY, _LAST_RETRY = 1.0, 60.0
 _AUDIT = 600.0
