@@ -16,7 +16,20 @@ from cni.install import InstallError, install
 from host.errors import HostError
 from weave_py import __version__
 
-_MODULES = ("tun", "veth", "bridge", "br_netfilter", "vxlan", "cls_bpf", "sch_ingress", "nf_tables", "esp4", "seqiv")
+_MODULES = (
+    "tun",
+    "veth",
+    "bridge",
+    "br_netfilter",
+    "vxlan",
+    "cls_bpf",
+    "sch_ingress",
+    "nf_tables",
+    "esp4",
+    "esp6",
+    "gcm",
+    "seqiv",
+)
 _LOAD_LIMIT = 20.0
 _BRIDGED = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables")
 _SETTINGS = Path("/proc/sys")
