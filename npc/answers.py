@@ -84,7 +84,8 @@ class Answers:
                     return {"ok": True}
                 wanted = [address for address in addresses if address is not None]
                 known = await self._controller.admit(namespace, name, uid, wanted, interface)
-                reason = "" if known else f"nobody knows a pod {namespace}/{name}"
+                # A bridge that was made a moment ago may let packets past the rules.
+                reason = await self._node.look_at_bridge() if known else f"nobody knows a pod {namespace}/{name}"
         except TimeoutError:
             missing = ", ".join(self._controller.awaited())
             reason = f"not all is known yet of: {missing}" if missing else "the rules are not in the kernel"

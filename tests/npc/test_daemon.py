@@ -155,6 +155,10 @@ def test_a_bridge_whose_packets_pass_no_rule_is_put_right(place: Site, both: lis
     assert reaches(place, STRANGER), "the bridge passes what it should not, or this test shows nothing"
     wait_until("it is put right", lambda: not reaches(place, STRANGER), 30)
     assert "pass the rules now" in both[0].log
+    # Before a pod starts, it is looked at in any case.
+    run("ip", "-n", place.hosts["n1"], "link", "set", "weave", "type", "bridge", "nf_call_iptables", "0")
+    assert both[0].ask({"wait": [SERVER], "namespace": "shop", "name": "db", "uid": ""}) == {"ok": True}
+    assert not reaches(place, STRANGER)
 
 
 def test_killed_and_started_under_load(place: Site, both: list[Daemon]) -> None:
