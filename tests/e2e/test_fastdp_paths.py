@@ -174,3 +174,21 @@ def test_flows_outlive_an_upgrade(tmp_path: Path) -> None:
 
         assert while_a_flow_lives(made, upgrade) < 2.0
         assert all(fastdp(made, number)["Adopted"] for number in (1, 2))
+
+
+def test_an_underlay_that_loses_and_reorders() -> None:
+    """Three of a hundred packets lost, a quarter late: everything gets through, and the path is not given up."""
+    with cluster(fastdp=True) as made:
+        attached = pair(made)
+        for number in (1, 2):
+            host = made.underlay.host(number).namespace
+            netem = ("netem", "delay", "5ms", "reorder", "75%", "loss", "3%")
+            run("tc", "-n", host, "qdisc", "add", "dev", "eth0", "root", *netem, check=False)
+            if "netem" not in run("tc", "-n", host, "qdisc", "show", "dev", "eth0"):
+                pytest.skip("this kernel has no netem")
+        for one, other, address in ((1, 2, "10.32.0.2"), (2, 1, "10.32.0.1")):
+            tcp(attached[one], attached[other], address, 1_000_000)
+        time.sleep(30)
+        assert all_fast(made)
+        assert sum(link["Changes"] for number in (1, 2) for link in fastdp(made, number)["Links"]) == 0
+        tcp(attached[1], attached[2], "10.32.0.2", 1_000_000)
