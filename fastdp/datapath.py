@@ -9,13 +9,12 @@ import contextlib
 import errno
 import logging
 import os
-import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Protocol
 
+from fastdp import udp
 from fastdp.esp import BodyError, overhead
 from fastdp.ipsec import Ipsec, IpsecError, Pair, Security, Session
 from fastdp.kernel import Kernel, KernelError
@@ -46,11 +45,6 @@ _HEALTH = "1"
 _LEARN_INTERVAL = 0.25
 _BATCH = 64
 _MAX_FRAME = 65536 + 64
-# <linux/in.h>, <linux/in6.h>, <asm/socket.h>
-_MTU_DISCOVER, _MTU = {False: 10, True: 23}, {False: 14, True: 24}
-_PMTUDISC_PROBE = 3
-_SO_NO_CHECK = 11
-_FLUSH = {False: Path("/proc/sys/net/ipv4/route/flush"), True: Path("/proc/sys/net/ipv6/route/flush")}
 
 
 class LinkPath(Protocol):
@@ -109,7 +103,7 @@ class FastForwarder:
         )
         self.counts: Counter[str] = Counter()
         self._before = Traffic()
-        self._socket = _connected(params.local_address[0], params.remote_address[0], port)
+        self._socket = udp.connected(params.local_address[0], params.remote_address[0], port)
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
 
@@ -219,7 +213,7 @@ class FastForwarder:
         """The kernel remembers a small path MTU for ten minutes, and would go on dropping large frames by it."""
         if self._path_mtu() < self.link.needs:
             with contextlib.suppress(OSError):
-                _FLUSH[self._v6].write_text("1")
+                udp.FLUSH[self._v6].write_text("1")
 
     def renew_key(self) -> None:
         if self.esp is None:
@@ -254,8 +248,7 @@ class FastForwarder:
 
     def _path_mtu(self) -> int:
         """In octets of IP packet; what the kernel says leaves out what ESP adds."""
-        level = socket.IPPROTO_IPV6 if self._v6 else socket.IPPROTO_IP
-        return self._socket.getsockopt(level, _MTU[self._v6]) + self._more
+        return udp.path_mtu(self._socket) + self._more
 
     def _log(self, text: str, *values: object) -> None:
         self._path.log.info("fastdp ->[%s|%s]: " + text, self._target, self._label, *values)
@@ -283,25 +276,6 @@ def is_ours(params: ConnectionParams) -> bool:
 def port_of(params: ConnectionParams, own: int) -> int:
     """The UDP port of a connection: the mesh port of whoever accepted it, and one; `own` is ours."""
     return (params.remote_address[1] if params.outbound else own) + 1
-
-
-def _connected(local: str, remote: str, port: int) -> socket.socket:
-    """A socket whose packets look like the kernel's: never fragmented, without checksum. Raises OSError.
-
-    It obeys the interface's MTU and not what the kernel remembers of a path, so that one which recovered is found.
-    """
-    v6 = ":" in remote
-    sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    try:
-        level = socket.IPPROTO_IPV6 if v6 else socket.IPPROTO_IP
-        sock.setsockopt(level, _MTU_DISCOVER[v6], _PMTUDISC_PROBE)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
-        sock.bind((local, 0))
-        sock.connect((remote, port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 class FastDataPath:
