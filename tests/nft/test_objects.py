@@ -2,6 +2,7 @@
 
 import re
 import select
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -250,3 +251,36 @@ def test_a_change_of_the_interface_rule_is_seen(place: str) -> None:
     change(place, work)
     assert namespaces.within(place, lambda: compare("weave")) == []
     assert namespaces.within(place, lambda: compare("weave2")) == ["rules of chain ingress"]
+
+
+def test_a_table_is_read_and_written_while_others_write(place: str) -> None:
+    """Transactions of others make dumps begin again and may come in between; neither is an error."""
+    over = threading.Event()
+
+    def disturb() -> None:
+        with Channel() as channel:
+            while not over.is_set():
+                change = Transaction("other")
+                change.replace_table()
+                change.add_set("many", Key.IPV4)
+                change.add_elements("many", Key.IPV4, [f"10.0.{number}.1" for number in range(200)])
+                channel.commit(change.messages)
+
+    def work() -> None:
+        made = Transaction(TABLE)
+        everything(made)
+        meant = audit.intended(made.messages)
+        others = [threading.Thread(target=disturb) for _ in range(2)]
+        for other in others:
+            other.start()
+        try:
+            with Channel() as channel:
+                for _ in range(60):
+                    channel.commit(made.messages)
+                    assert audit.differences(meant, audit.read(channel, TABLE)) == []
+        finally:
+            over.set()
+            for other in others:
+                other.join()
+
+    namespaces.within(place, work)
