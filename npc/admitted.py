@@ -27,11 +27,12 @@ class Interfaces:
 
 
 class Admitted:
-    """Pods by namespace and name; what `pods` holds is written by `keep`. Without a path it is kept nowhere."""
+    """Pods by namespace and name; `keep` writes what `pods` holds, if `changed`. Without a path it is kept nowhere."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self.pods: dict[PodKey, Interfaces] = {}
+        self.changed = False
         # A file that is missing, or cut, is no knowledge.
         if path is not None:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -39,7 +40,7 @@ class Admitted:
 
     def keep(self) -> None:
         """Write all of it, whole or not at all. Raises OSError."""
-        if self._path is None:
+        if self._path is None or not self.changed:
             return
         rows = [
             {
@@ -53,6 +54,7 @@ class Admitted:
         fresh = self._path.with_suffix(".new")
         fresh.write_text(json.dumps(rows))
         os.replace(fresh, self._path)
+        self.changed = False
 
 
 def _interfaces(row: dict[str, object]) -> Interfaces:

@@ -177,7 +177,7 @@ class Controller:
             if not self.model.admit(namespace, name, uid, addresses):
                 return False
         self._touch()
-        self._admitted.keep()
+        self._admitted.changed = True
         while not await self.commit():
             await asyncio.sleep(_GATHER)
         return True
@@ -195,7 +195,7 @@ class Controller:
             await self.admit(namespace, name, uid, addresses, other)
             return
         del self._admitted.pods[namespace, name]
-        self._admitted.keep()
+        self._admitted.changed = True
         if self.model.release(namespace, name, uid):
             self._touch()
             await self.commit()
@@ -244,6 +244,7 @@ class Controller:
             change = self.planner.update(self.model.take())
             full = self._whole
             try:
+                self._admitted.keep()
                 if not full and change:
                     full = not await self._incremental(
                         partial(self.table.apply, change, self.planner.plan), change.size()
