@@ -1,7 +1,8 @@
 """One fast link's state machine: heartbeats, their acknowledgement, and whether the link may carry frames.
 
-Between our own nodes heartbeats come every two seconds, six lost ones mean silence, and each side tells the other
-whether it hears it, so a path that works one way only is left by both; two in a row end the silence. Towards Weave
+Between our own nodes heartbeats come every two seconds, twelve without any mean silence, and each side tells the other
+whether it hears it, so a path that works one way only is left by both; two in a row end the silence. Whoever missed
+three asks for one every second, so that a path which merely loses some is not given up. Towards Weave
 Net 2.8 the times are 2.8's: ten seconds, a minute, and the first heartbeat heals. A heartbeat is as long as the longest
 frame and must not be fragmented, so a path with too small an MTU shows itself; one that the kernel refuses says so at
 once. No sockets and no clock. Source: data plane spec §4.3, §4.4.
@@ -19,6 +20,7 @@ OUR_TIMEOUT = 12.0
 # Two heartbeats within this end a silence between our own nodes; as many without a refusal end one for their size.
 _CLOSE = 2.5 * OUR_HEARTBEAT
 _PASSED = 2
+_ASK = 1.0
 
 
 class LinkEffects(Protocol):
@@ -68,6 +70,8 @@ class FastLink:
         self._renewed = 0.0
         self._beat_at: float | None = None
         self._timeout_at: float | None = None
+        self._ask_at: float | None = None
+        self._beaten = 0.0
         self._acknowledged = False
         self._receiving = True
         self._heard = True
@@ -124,6 +128,7 @@ class FastLink:
         close = self._last_beat is not None and now - self._last_beat <= _CLOSE
         self._last_beat = now
         self._timeout_at = now + self._patience
+        self._ask_at = now + OUR_TIMEOUT / 2 if self._ours else None
         if not self._receiving and (close or not self._ours):
             self._receive(True)
         return True
@@ -139,8 +144,10 @@ class FastLink:
             self._barred_there = Cause.RELAYS if payload[1:2] == bytes((Cause.RELAYS,)) else Cause.NOTHING
             self._heard = bool(payload[0]) or bool(self._barred_there)
             self._judge()
-            if not self._heard and self._beat_at is not None:
-                self._beat_at = min(self._beat_at, now + OUR_HEARTBEAT)
+            if self._beat_at is not None:
+                # Who hears us tells it again to ask for a heartbeat.
+                soon = max(now, self._beaten + FAST_HEARTBEAT) if self._heard else now + OUR_HEARTBEAT
+                self._beat_at = min(self._beat_at, soon)
 
     def bar(self, cause: Cause) -> None:
         """The link must not be used, or may be again, though it works; the peer hears of it."""
@@ -150,20 +157,23 @@ class FastLink:
 
     def next_timer(self) -> float | None:
         """When `tick` wants to be called, None for never."""
-        return min((at for at in (self._beat_at, self._timeout_at) if at is not None), default=None)
+        return min((at for at in (self._beat_at, self._timeout_at, self._ask_at) if at is not None), default=None)
 
     def tick(self, now: float) -> None:
         """Time has passed."""
         if self._timeout_at is not None and now >= self._timeout_at:
             # Armed again by the next heartbeat.
-            self._timeout_at = None
+            self._timeout_at = self._ask_at = None
             self._receive(False)
+        if self._ask_at is not None and now >= self._ask_at:
+            self._ask_at = now + _ASK
+            self._tell()
         if self._beat_at is not None and now >= self._beat_at:
             self._beat(now)
 
     def stop(self) -> None:
         """No timer from now on."""
-        self._beat_at = self._timeout_at = None
+        self._beat_at = self._timeout_at = self._ask_at = None
 
     # --- what follows ---
 
@@ -179,6 +189,7 @@ class FastLink:
         return OUR_HEARTBEAT if self._ours or not self._healthy else SLOW_HEARTBEAT
 
     def _beat(self, now: float) -> None:
+        self._beaten = now
         limit = self._effects.beat()
         if limit is not None and limit < self.needs:
             self._passed = 0
