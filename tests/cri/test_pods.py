@@ -1,79 +1,38 @@
 """Pods on two nodes, made by containerd as a kubelet has it made: the configuration and the plugin that we install."""
 
 import contextlib
-import json
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 
 from host.netns import inside
-from lab.net import run
 from lab.router import RANGE, wait_until
-from tests.clusters import Cluster, cluster
-from tests.cri.runtime import PLUGINS, Runtime, Sandbox, missing, runtime
+from tests.clusters import cluster
+from tests.cri.nodes import Nodes, flags, node, paths
+from tests.cri.runtime import Runtime, Sandbox, missing
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
+# What has nothing to do with how frames get to the other node.
+once = pytest.mark.parametrize("nodes", ["sleeve"], indirect=True)
 _PORT = 8080
 
 
-@dataclass(slots=True)
-class Nodes:
-    """Two nodes, each with a router and a runtime."""
-
-    cluster: Cluster
-    runtimes: dict[int, Runtime]
-
-    def host(self, number: int) -> str:
-        return self.cluster.underlay.host(number).namespace
-
-    def links(self, number: int) -> str:
-        return run("ip", "-n", self.host(number), "link")
-
-    def held(self, number: int) -> set[str]:
-        """Who holds addresses on a node, but for the node itself."""
-        owned = json.loads(self.cluster.routers[number].get("/ip"))["owned"] or []
-        return {each["containerid"] for each in owned} - {"weave:expose"}
-
-
-def flags(made: Cluster, number: int) -> tuple[str, str]:
-    return "--socket", str(made.directory / f"h{number}/weaver.sock")
-
-
-@contextlib.contextmanager
-def node(made: Cluster, number: int) -> Iterator[Runtime]:
-    """A node's runtime, set up by `weave setup-cni`."""
-    root = made.directory / f"node{number}"
-    plugins, configurations = root / "opt/cni/bin", root / "etc/cni/net.d"
-    plugins.mkdir(parents=True)
-    for plugin in PLUGINS.iterdir():
-        (plugins / plugin.name).symlink_to(plugin)
-    command = [sys.executable, "-m", "weave_py.cli", "setup-cni"]
-    subprocess.run(command, env={**os.environ, "HOST_ROOT": str(root)}, check=True, timeout=60)
-    run("ip", "netns", "exec", made.underlay.host(number).namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-    here = made.directory / f"h{number}"
-    variables = {"WEAVE_CNI_SOCKET": str(here / "weaver.sock"), "WEAVE_CNI_SPOOL": str(here / "cni")}
-    with runtime(root / "c", made.underlay.host(number).namespace, configurations, plugins, **variables) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
-    with cluster(ipam=RANGE) as made, contextlib.ExitStack() as stack:
+@pytest.fixture(scope="module", params=["sleeve", "fastdp"])
+def nodes(request: pytest.FixtureRequest) -> Iterator[Nodes]:
+    with cluster(ipam=RANGE, fastdp=request.param == "fastdp") as made, contextlib.ExitStack() as stack:
         made.start(1, [2], *flags(made, 1), "--ipalloc-init", "consensus=2")
         made.start(2, [1], *flags(made, 2), "--ipalloc-init", "consensus=2")
         made.await_links({1: {2}, 2: {1}})
-        yield Nodes(made, {number: stack.enter_context(node(made, number)) for number in (1, 2)})
+        yield Nodes(made, request.param, {number: stack.enter_context(node(made, number)) for number in (1, 2)})
 
 
 @pytest.fixture
 def pods(nodes: Nodes) -> Iterator[tuple[Sandbox, Sandbox]]:
+    wait_until(f"frames go by {nodes.path}", lambda: paths(nodes.cluster) == {nodes.path}, 60)
     one, two = nodes.runtimes[1], nodes.runtimes[2]
     first, second = one.run_sandbox("one", [(_PORT, 18080)]), two.run_sandbox("two")
     yield first, second
@@ -159,6 +118,7 @@ def test_a_new_router_in_the_middle_of_traffic(nodes: Nodes, pods: tuple[Sandbox
     wait_until("only the first pod holds an address", lambda: nodes.held(1) == {one.ident}, 20)
 
 
+@once
 def test_pods_end_without_a_router(nodes: Nodes) -> None:
     made = nodes.cluster
     pod = nodes.runtimes[1].run_sandbox("late")
@@ -173,6 +133,7 @@ def test_pods_end_without_a_router(nodes: Nodes) -> None:
     assert not os.listdir(made.directory / "h1/cni")
 
 
+@once
 def test_a_pod_does_not_start_without_a_router(nodes: Nodes) -> None:
     import grpc
 
@@ -186,6 +147,7 @@ def test_a_pod_does_not_start_without_a_router(nodes: Nodes) -> None:
     made.await_links({1: {2}, 2: {1}})
 
 
+@once
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_pods_come_and_go_and_nothing_is_left(nodes: Nodes) -> None:
