@@ -27,6 +27,11 @@ class Nodes:
     def links(self, number: int) -> str:
         return run("ip", "-n", self.host(number), "link")
 
+    def carried(self, number: int) -> int:
+        """Packets that the kernel took from the other node's fast data path, so far."""
+        links = json.loads(run("ip", "-n", self.host(number), "-j", "-s", "link", "show", "type", "vxlan") or "[]")
+        return sum(each["stats64"]["rx"]["packets"] for each in links if each)
+
     def held(self, number: int) -> set[str]:
         """Who holds addresses on a node, but for the node itself."""
         owned = json.loads(self.cluster.routers[number].get("/ip"))["owned"] or []

@@ -42,11 +42,12 @@ def missing() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """A pod: its address, and the process that holds its namespaces."""
+    """A pod: its address, the process that holds its namespaces, its containers' resolv.conf."""
 
     ident: str
     address: str
     pid: int
+    resolver: Path
 
     @property
     def namespace(self) -> str:
@@ -56,6 +57,12 @@ class Sandbox:
     def run(self, *command: str) -> str:
         """A command in the pod's network."""
         return run("nsenter", f"--net={self.namespace}", *command)
+
+    def run_resolving(self, *command: str) -> str:
+        """A command in the pod's network that looks names up where the pod's containers do."""
+        script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+        mounted = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(self.resolver))
+        return self.run(*mounted, *command)
 
 
 @dataclass(slots=True)
@@ -67,11 +74,16 @@ class Runtime:
     channel: Any
     made: list[str] = field(default_factory=list)
 
-    def run_sandbox(self, name: str, ports: Sequence[tuple[int, int]] = ()) -> Sandbox:
-        """A new pod; `ports` are pairs of a pod's port and the host's. Raises grpc.RpcError."""
-        metadata = message([(1, name), (2, f"uid-{name}"), (3, "default")])
+    def run_sandbox(
+        self, name: str, ports: Sequence[tuple[int, int]] = (), *, namespace: str = "default", names: str = ""
+    ) -> Sandbox:
+        """A new pod; `ports` are pairs of a pod's port and the host's, `names` a name server. Raises grpc.RpcError."""
+        metadata = message([(1, name), (2, f"uid-{name}"), (3, namespace)])
         mappings: list[Field] = [(5, message([(2, inner), (3, outer)])) for inner, outer in ports]
-        config = message([(1, metadata), (2, name), (3, str(self.directory)), *mappings, (8, message([(1, "/")]))])
+        resolver = message([(1, names)])
+        config = message(
+            [(1, metadata), (2, name), (3, str(self.directory)), (4, resolver), *mappings, (8, message([(1, "/")]))]
+        )
         ident = text(self._call("RunPodSandbox", [(1, config)]), 1)
         self.made.append(ident)
         return self.status(ident)
@@ -81,7 +93,8 @@ class Runtime:
         answer = self._call("PodSandboxStatus", [(1, ident), (2, 1)])
         information = {text(fields(each), 1): text(fields(each), 2) for each in answer[2] if isinstance(each, bytes)}
         pid = json.loads(information["info"])["pid"]
-        return Sandbox(ident, text(within(within(answer, 1), 5), 1), int(pid))
+        resolver = self.directory / "root/io.containerd.grpc.v1.cri/sandboxes" / ident / "resolv.conf"
+        return Sandbox(ident, text(within(within(answer, 1), 5), 1), int(pid), resolver)
 
     def remove(self, ident: str) -> None:
         """Stop a pod and remove it. Raises grpc.RpcError."""

@@ -12,8 +12,8 @@ import pytest
 from lab.net import run
 from lab.router import RANGE, wait_until
 from tests.clusters import Cluster, cluster
+from tests.cri.nodes import node
 from tests.cri.runtime import Runtime, missing
-from tests.cri.test_pods import node
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
 # Neither other processes nor names of namespaces are seen, settings cannot be written.

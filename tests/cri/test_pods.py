@@ -76,7 +76,9 @@ def call(namespace: str, address: str, port: int) -> str:
 def test_pods_on_two_nodes_reach_each_other(nodes: Nodes, pods: tuple[Sandbox, Sandbox]) -> None:
     one, two = pods
     assert one.address != two.address
-    one.run("ping", "-c", "3", "-i", "0.2", "-W", "3", two.address)
+    before = nodes.carried(2)
+    one.run("ping", "-c", "20", "-i", "0.05", "-W", "3", two.address)
+    assert (nodes.carried(2) - before >= 10) == (nodes.path == "fastdp")
     with serving(one):
         assert call(two.namespace, one.address, _PORT) == two.address
 
