@@ -101,4 +101,5 @@ def test_a_node_that_was_switched_off(confined: Confined) -> None:
     wait_until("the former address is free", lambda: before.ident not in confined.held(), 20)
     confined.runtime.remove(after.ident)
     wait_until("no address is held", lambda: after.ident not in confined.held(), 20)
-    assert not os.listdir(Path(made.directory, "h1/cni"))
+    # A release is struck out after the address is free.
+    wait_until("no release waits", lambda: not os.listdir(Path(made.directory, "h1/cni")), 20)
