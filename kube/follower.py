@@ -150,8 +150,9 @@ class Follower:
             yield from self._complete(version)
 
     def opened(self, now: float) -> None:
-        """A watch began, at that time in seconds."""
+        """A watch began, at that time in seconds: nothing is wrong, though nothing need happen for a long time."""
         self._began, self._brought = now, False
+        self.trouble = ""
         self.watches += 1
 
     def line(self, raw: bytes) -> Iterator[Event]:

@@ -197,6 +197,17 @@ def test_waits_grow_to_a_limit_and_differ(follower: Follower) -> None:
     assert all(15.0 <= wait <= 30.0 for wait in waits[5:]) and len(set(waits)) == 12
 
 
+def test_an_open_watch_is_no_trouble_though_nothing_happens(follower: Follower) -> None:
+    """Where nobody sends bookmarks it may say nothing for minutes; the wait after its failure is the longer one."""
+    list(follower.page(page(7)))
+    for failures in (1, 2):
+        follower.failed(KubeError("down"))
+        assert follower.trouble == "down" and follower.failures == failures
+        assert isinstance(follower.next(), Pause) and isinstance(follower.next(), AskWatch)
+        follower.opened(10.0 * failures)
+        assert not follower.trouble
+
+
 def test_watches_that_end_at_once_count_as_failures(follower: Follower) -> None:
     list(follower.page(page(7)))
     follower.opened(10.0)

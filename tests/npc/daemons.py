@@ -25,18 +25,21 @@ _START = 30.0
 class Daemon:
     """One node's weave-npc, in a process of its own."""
 
+    # What Python is started with.
+    program: Sequence[str] = ("-m", "weave_py.npc")
+
     def __init__(self, site: Site, node: str, url: str, directory: Path, flags: Sequence[str] = ()) -> None:
         self.node = node
         self.socket = str(directory / f"{node}.sock")
         self._host = site.hosts[node]
         self._log = directory / f"{node}.log"
-        self._command = [sys.executable, "-m", "weave_py.npc", "--node-name", node, "--api-server", url]
-        self._command += ["--socket", self.socket, "--log-level", "debug", *flags]
+        self._flags = ["--node-name", node, "--api-server", url, "--socket", self.socket]
+        self._flags += ["--log-level", "debug", *flags]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, wait: bool = True) -> "Daemon":
         with self._log.open("ab") as log:
-            command = ["ip", "netns", "exec", self._host, *self._command]
+            command = ["ip", "netns", "exec", self._host, sys.executable, *self.program, *self._flags]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         if wait:
             self.await_ready()
