@@ -154,10 +154,7 @@ def test_no_watch_says_anything(place: Site, api: tuple[ApiServer, str], impatie
     assert impatient.fetch("/readyz")[0] == 503
     assert metric(impatient, 'weavenpc_watch_age_seconds{resource="networkpolicies"}') > 3
     wait_until("the change is in force", lambda: not reaches(place, FRIEND), 60)
-    # Watches that are open and bring nothing, since nothing happens, are no trouble.
     wait_until("all is well", impatient.ready, 30)
-    time.sleep(5)
-    assert impatient.ready()
 
 
 def crowd(server: ApiServer, namespace: str) -> None:
