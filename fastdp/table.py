@@ -150,7 +150,8 @@ class KernelTable:
             self.routes(self._hops)
             ourself = self._trees.get(self._config.ourself)
             if ourself is not None:
-                self._plant(self._config.ourself, Tree(self._served(ourself.hops), ourself.sleeve))
+                fast = (hop for hop in ourself.hops if self._routes.get(hop, NO_ROUTE).kind is Kind.FAST)
+                self._plant(self._config.ourself, Tree(tuple(fast), ourself.sleeve))
 
     # --- the table ---
 

@@ -164,6 +164,20 @@ def test_a_link_that_ended_is_served_for_a_while(world: World) -> None:
     assert not world.maps["remotes"].rows and world.tree(US) == Tree((), False)
 
 
+def test_our_floods_go_on_to_those_who_live_when_a_grace_time_ends(world: World) -> None:
+    """Of two connections to a peer one ended; the other, and another peer, live on."""
+    for peer in (ONE, ONE, THREE):
+        world.table.admit(route(peer).hop)
+    world.write({ONE: world.links[ONE], THREE: world.links[THREE]})
+    world.flood(US, world.links[ONE], world.links[THREE])
+    for _ in range(2):
+        world.table.leave(route(ONE).hop)
+    world.table.admit(route(ONE).hop)
+    world.wait(GRACE + 1)
+    assert world.tree(US) == Tree((SHORTS[ONE], SHORTS[THREE]), False)
+    assert world.peer(ONE) == route(ONE)
+
+
 def test_an_address_that_is_forgotten_alone(world: World) -> None:
     world.table.admit(route(ONE).hop)
     world.write({ONE: world.links[ONE]})
