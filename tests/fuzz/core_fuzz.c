@@ -326,9 +326,11 @@ static void from_rings(void)
 static bool one_flow(const piece *one, const piece *other)
 {
     bool v6 = one->size > 14 && one->octets[12] == 0x86;
-    uint32_t from = v6 ? 22 : 26, to = v6 ? 58 : 38;
+    uint32_t from = v6 ? 22 : 26, to = v6 ? 58 : 38, protocol = v6 ? 20 : 23;
     if (one->size < to || other->size < to)
         return one->size < to && other->size < to;
+    if (one->octets[protocol] != other->octets[protocol])
+        return false;
     return memcmp(one->octets, other->octets, 14) == 0 && memcmp(one->octets + from, other->octets + from, to - from) == 0;
 }
 
