@@ -7,6 +7,7 @@ transaction. Beside it what Weave Net 2.8's controller takes for the same.
 """
 
 import argparse
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -69,6 +70,9 @@ def measure(wanted: argparse.Namespace) -> None:
     started = time.perf_counter()
     assert table.audit(planner.plan) == []
     print(f"  an audit takes {time.perf_counter() - started:.2f} s; resident {resident():.0f} MB")
+    # As the daemon does once the cluster is known.
+    gc.collect()
+    gc.freeze()
     measure_changes(table, model, planner, wanted)
     table.remove()
 

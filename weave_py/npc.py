@@ -7,6 +7,7 @@ Source: NPC spec §1.1, §4.1, §4.7.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import random
@@ -191,7 +192,7 @@ class Daemon:
 
     def jobs(self) -> list[Coroutine[None, None, None]]:
         """What goes on until the end."""
-        jobs = [self.controller.run(), self._node.run(), self._watch_over()]
+        jobs = [self.controller.run(), self._node.run(), self._watch_over(), self._settle()]
         jobs += [self._follow(kind, resource) for kind, resource in _RESOURCES.items()]
         return jobs
 
@@ -225,6 +226,14 @@ class Daemon:
             else:
                 self.controller.degraded.pop("api", None)
             await asyncio.sleep(_LOOK)
+
+    async def _settle(self) -> None:
+        """Once the cluster is known, it is no garbage: a full collection amid a change would look at all of it."""
+        while not self.controller.synced:
+            await asyncio.sleep(_LOOK)
+        gc.collect()
+        gc.freeze()
+        await asyncio.Event().wait()
 
     def _take(self, kind: str, event: object) -> None:
         match event:
