@@ -1,9 +1,10 @@
 """Maps, concatenations, intervals, counters, logs and comments, as nft prints them; audits; notifications."""
 
+import errno
 import re
 import select
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -28,7 +29,7 @@ from nft.expressions import (
     within,
 )
 from nft.ruleset import Hook, Transaction
-from nft.wire import Channel, NftError
+from nft.wire import Channel, Message, NftError
 from tests import namespaces
 from tests.namespaces import namespace, run
 
@@ -284,3 +285,29 @@ def test_a_table_is_read_and_written_while_others_write(place: str) -> None:
                 other.join()
 
     namespaces.within(place, work)
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.ENOBUFS, errno.EINTR])
+def test_what_is_in_the_way_for_a_moment_costs_nothing(
+    place: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, refusals = Channel._commit, [number] * 3
+
+    def busy(self: Channel, messages: Sequence[Message]) -> None:
+        if refusals:
+            raise NftError("unable to change table weave_npc", refusals.pop())
+        really(self, messages)
+
+    monkeypatch.setattr(Channel, "_commit", busy)
+
+    def judge(transaction: Transaction) -> None:
+        transaction.replace_table()
+        transaction.add_chain("once")
+        transaction.add_rule("once", accept())
+
+    change(place, judge)
+    assert not refusals and listing(place).count("accept") == 1
+    refusals.extend([number] * 9)
+    with pytest.raises(NftError, match="unable to change table weave_npc"):
+        change(place, lambda transaction: transaction.add_chain("never"))
+    assert "never" not in listing(place)
