@@ -13,13 +13,11 @@ from collections.abc import Callable, Iterable
 from statistics import median, quantiles
 
 from bench import npc_objects
+from bench.npc_changes import steps
 from bench.npc_objects import NODE
 from npc.model import Model
 from npc.objects import TRIM
 from npc.planner import Planner
-
-# Milliseconds, NPC spec §1.4: a pod while there are policies, a policy added.
-_POD_OF_28, _POLICY_OF_28 = 5.4, 32.0
 
 
 def main() -> None:
@@ -64,23 +62,7 @@ def main() -> None:
 
 def measure_changes(model: Model, planner: Planner, wanted: argparse.Namespace) -> None:
     """One change at a time, of each kind."""
-    count, namespaces = wanted.changes, wanted.namespaces
-    pods = wanted.pods
-
-    def relabel(number: int) -> None:
-        node = NODE if number % pods < wanted.local else "node-1"
-        model.apply("Pod", npc_objects.pod(number % pods, namespaces, node, app=f"app-{number % 7}"))
-
-    def join(number: int) -> None:
-        model.apply("Pod", npc_objects.pod(pods + number, namespaces, NODE))
-
-    def leave(number: int) -> None:
-        gone = npc_objects.pod(pods + number, namespaces, NODE)["metadata"]
-        model.delete("Pod", gone["name"], gone["namespace"])
-
-    def repolicy(number: int) -> None:
-        number %= wanted.policies
-        model.apply("NetworkPolicy", npc_objects.policy(number, namespaces, number // namespaces + 1))
+    count = wanted.changes
 
     def one(step: Callable[[int], None], number: int) -> tuple[float, int]:
         started = time.process_time()
@@ -88,14 +70,8 @@ def measure_changes(model: Model, planner: Planner, wanted: argparse.Namespace) 
         size = planner.update(model.take()).size()
         return (time.process_time() - started) * 1000, size
 
-    steps: tuple[tuple[str, Callable[[int], None], float], ...] = (
-        ("pod relabelled", relabel, _POD_OF_28),
-        ("pod of ours starts", join, _POD_OF_28),
-        ("pod of ours ends", leave, _POD_OF_28),
-        ("policy changed", repolicy, _POLICY_OF_28),
-    )
     print(f"{count} changes of each kind, CPU milliseconds: median, p99, most; parts of the table; 2.8 beside it")
-    for name, step, known in steps:
+    for name, step, known in steps(model, wanted):
         report(name, [one(step, number) for number in range(count)], known)
 
 

@@ -15,6 +15,7 @@ from statistics import median, quantiles
 
 from bench import npc_objects
 from bench.npc import resident
+from bench.npc_changes import steps
 from bench.npc_objects import NODE
 from host.netns import inside
 from lab.net import run
@@ -23,9 +24,6 @@ from npc.kernel import Table
 from npc.model import Model
 from npc.objects import TRIM
 from npc.planner import Planner
-
-# Milliseconds, NPC spec §1.4: a pod while there are policies, a policy added.
-_POD_OF_28, _POLICY_OF_28 = 5.4, 32.0
 
 
 def main() -> None:
@@ -79,22 +77,7 @@ def measure(wanted: argparse.Namespace) -> None:
 
 def measure_changes(table: Table, model: Model, planner: Planner, wanted: argparse.Namespace) -> None:
     """One change at a time, of each kind, until the kernel has it."""
-    count, namespaces, pods = wanted.changes, wanted.namespaces, wanted.pods
-
-    def relabel(number: int) -> None:
-        node = NODE if number % pods < wanted.local else "node-1"
-        model.apply("Pod", npc_objects.pod(number % pods, namespaces, node, app=f"app-{number % 7}"))
-
-    def join(number: int) -> None:
-        model.apply("Pod", npc_objects.pod(pods + number, namespaces, NODE))
-
-    def leave(number: int) -> None:
-        gone = npc_objects.pod(pods + number, namespaces, NODE)["metadata"]
-        model.delete("Pod", gone["name"], gone["namespace"])
-
-    def repolicy(number: int) -> None:
-        number %= wanted.policies
-        model.apply("NetworkPolicy", npc_objects.policy(number, namespaces, number // namespaces + 1))
+    count = wanted.changes
 
     def one(step: Callable[[int], None], number: int) -> tuple[float, float, float]:
         began, processor = time.perf_counter(), time.process_time()
@@ -107,13 +90,7 @@ def measure_changes(table: Table, model: Model, planner: Planner, wanted: argpar
         return (over - began) * 1e3, (time.process_time() - processor) * 1e3, (over - planned) * 1e3
 
     print(f"{count} changes of each kind, milliseconds (median, p99): wall, CPU, of it encoding and commit")
-    steps = (
-        ("pod relabelled", relabel, _POD_OF_28),
-        ("pod of ours starts", join, _POD_OF_28),
-        ("pod of ours ends", leave, _POD_OF_28),
-        ("policy changed", repolicy, _POLICY_OF_28),
-    )
-    for name, step, known in steps:
+    for name, step, known in steps(model, wanted):
         columns = list(zip(*(one(step, number) for number in range(count)), strict=True))
         shown = "   ".join(f"{median(column):6.2f} {quantiles(column, n=100)[-1]:6.2f}" for column in columns)
         print(f"  {name:20} {shown}   2.8: {known:.1f}, {known / median(columns[0]):.1f} times as much")
