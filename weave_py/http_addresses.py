@@ -12,7 +12,8 @@ from typing import Protocol, TypeVar
 from aiohttp import web
 
 from ipam.ranges import Subnet
-from ipam.seams import Address, Cidr, IpamError, Owned, Unavailable
+from ipam.seams import Cidr, IpamError, Unavailable
+from ipam.users import Addresses
 from weave_py.http import HttpError, boolean, form_of
 from weave_py.report import to_json
 
@@ -22,29 +23,10 @@ T = TypeVar("T")
 Rejoin = Callable[[], Awaitable[None]]
 
 
-class Allocation(Protocol):
-    """What gives addresses out (`ipam.service.Ipam`)."""
+class Allocation(Addresses, Protocol):
+    """What gives addresses out, and what administrators ask of it (`ipam.service.Ipam`)."""
 
-    @property
-    def default_subnet(self) -> Subnet: ...
-    def cidr(self, text: str) -> Cidr: ...
-    def subnet(self, text: str) -> Subnet: ...
-    async def allocate(
-        self, ident: str, subnet: Subnet | None = None, *, is_container: bool = False, timeout: float | None = None
-    ) -> Cidr: ...
-    async def claim(
-        self,
-        ident: str,
-        cidr: Cidr,
-        *,
-        is_container: bool = False,
-        no_error_on_unknown: bool = False,
-        timeout: float | None = None,
-    ) -> None: ...
     def lookup(self, ident: str, subnet: Subnet | None = None) -> Sequence[Cidr]: ...
-    def owned(self) -> Mapping[str, Owned]: ...
-    async def free(self, ident: str, address: Address) -> None: ...
-    async def delete(self, ident: str) -> None: ...
     async def prime(self, *, timeout: float | None = None) -> None: ...
     async def shut_down(self) -> None: ...
     async def take_over(self, peer: str, *, force: bool = False) -> int: ...
