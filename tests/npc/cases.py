@@ -19,6 +19,8 @@ Document = dict[str, Any]
 _TABLE = json.loads((ROOT / "npc" / "cases.json").read_text())
 FIXTURES: dict[str, Document] = _TABLE["fixtures"]
 CASES: list[Document] = _TABLE["cases"]
+# Where the server of most cases listens, the pod shop/db.
+PORT = 5432
 
 
 class Cluster:
@@ -104,3 +106,11 @@ def api_pod(document: Document, created: str) -> Document:
         },
         "status": {"phase": document["phase"], "podIPs": [{"ip": address} for address in document["ips"]]},
     }
+
+
+def policy(name: str, peers: Document, target: Document | None = None) -> Document:
+    """A NetworkPolicy object: peers of the same namespace reach the server's port."""
+    ports = [{"protocol": protocol, "port": PORT} for protocol in ("TCP", "UDP")]
+    rule = {"from": [{"podSelector": peers}], "ports": ports}
+    spec = {"podSelector": target or {"matchLabels": {"app": "db"}}, "policyTypes": ["Ingress"], "ingress": [rule]}
+    return {"metadata": {"name": name, "namespace": "shop"}, "spec": spec}

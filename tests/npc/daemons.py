@@ -1,4 +1,4 @@
-"""weave-npc on the nodes of a site, following a stand-in API server outside."""
+"""weave-npc on the nodes of a site, following a stand-in API server outside, and what it lets pass there."""
 
 import contextlib
 import json
@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from host.netns import inside
+from lab.net import run
 from lab.router import wait_until
 from tests.kube.api_server import ApiServer, serving
-from tests.npc.cases import FIXTURES, api_pod
-from tests.npc.site import Site
+from tests.npc.cases import FIXTURES, PORT, api_pod
+from tests.npc.site import Probe, Site
 
 Document = dict[str, Any]
+# The server of the table, a pod that its policy lets in, and one that it does not.
+SERVER, FRIEND, STRANGER = "10.32.1.3", "10.32.1.1", "10.32.3.1"
 _START = 30.0
 
 
@@ -136,3 +139,19 @@ def daemons(site: Site, url: str, *flags: str, nodes: Sequence[str] = ("n1", "n2
                 for table in ("weave_npc", "weave_npc_ended"):
                     command = ["ip", "netns", "exec", site.hosts[daemon.node], "nft", "delete", "table", "inet", table]
                     subprocess.run(command, capture_output=True, check=False)
+
+
+def reaches(place: Site, source: str, destination: str = SERVER, port: int = PORT) -> bool:
+    """Whether a connection is answered; the refused one is not waited for long."""
+    probe = Probe(place.pods[source], source, destination, "TCP", port)
+    return place.reached([probe], [False])[0]
+
+
+def judged(place: Site) -> tuple[bool, bool]:
+    """Whether the friend and the stranger reach the server."""
+    return reaches(place, FRIEND), reaches(place, STRANGER)
+
+
+def nft(place: Site, command: str, node: str = "n1") -> str:
+    """What `nft` says in a node's host."""
+    return run("ip", "netns", "exec", place.hosts[node], "nft", command)

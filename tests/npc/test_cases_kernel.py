@@ -19,16 +19,9 @@ from npc.model import Model
 from npc.plan import Hook
 from tests.npc.cases import CASES, Cluster
 from tests.npc.nodes_kernel import Node
-from tests.npc.populated import populated
 from tests.npc.site import Probe, Site
 
 Document = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Site]:
-    with populated() as made:
-        yield made
 
 
 def run_case(made: Site, case: Document, options: Options) -> None:

@@ -8,40 +8,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
-
-import pytest
 
 from host.netns import inside
 from lab.net import run
 from lab.router import wait_until
 from npc import flows
 from npc.model import Model
-from tests.npc.cases import CASES, Cluster
+from tests.npc.cases import CASES, PORT, Cluster, policy
 from tests.npc.nodes_kernel import Node, Traffic, traffic
-from tests.npc.populated import populated
 from tests.npc.site import Site
 
 Document = dict[str, Any]
 SERVER, ALLOWED = "10.32.1.3", "10.32.1.1"
 DENIED = ("10.32.3.1", "10.32.2.1")
-PORT = 5432
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Site]:
-    with populated() as made:
-        yield made
-
-
-def policy(name: str, peers: Document, target: Document | None = None) -> Document:
-    """Lets peers of the same namespace reach the server's port."""
-    ports = [{"protocol": protocol, "port": PORT} for protocol in ("TCP", "UDP")]
-    rule = {"from": [{"podSelector": peers}], "ports": ports}
-    spec = {"podSelector": target or {"matchLabels": {"app": "db"}}, "policyTypes": ["Ingress"], "ingress": [rule]}
-    return {"metadata": {"name": name, "namespace": "shop"}, "spec": spec}
 
 
 def begin(place: Site) -> tuple[Cluster, Model, list[Node]]:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,48 +14,12 @@ import pytest
 from lab.net import run
 from lab.router import wait_until
 from tests.kube.api_server import ApiServer
-from tests.npc.cases import api_pod
-from tests.npc.daemons import Daemon, cluster, daemons
-from tests.npc.populated import populated
-from tests.npc.site import Probe, Site
-from tests.npc.test_churn import load, policy, settled
+from tests.npc.cases import api_pod, policy
+from tests.npc.daemons import FRIEND, SERVER, STRANGER, Daemon, judged, nft, reaches
+from tests.npc.site import Site
+from tests.npc.test_churn import load, settled
 
 Document = dict[str, Any]
-SERVER, FRIEND, STRANGER = "10.32.1.3", "10.32.1.1", "10.32.3.1"
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Site]:
-    with populated() as made:
-        yield made
-
-
-@pytest.fixture
-def api(place: Site) -> Iterator[tuple[ApiServer, str]]:
-    with cluster(place) as made:
-        made[0].objects.put("networkpolicies", policy("front", {"matchLabels": {"app": "front"}}))
-        yield made
-
-
-@pytest.fixture
-def both(place: Site, api: tuple[ApiServer, str]) -> Iterator[list[Daemon]]:
-    with daemons(place, api[1]) as made:
-        yield made
-
-
-def reaches(place: Site, source: str, destination: str = SERVER, port: int = 5432) -> bool:
-    """Whether a connection is answered; the refused one is not waited for long."""
-    probe = Probe(place.pods[source], source, destination, "TCP", port)
-    return place.reached([probe], [False])[0]
-
-
-def judged(place: Site) -> tuple[bool, bool]:
-    """Whether the friend and the stranger reach the server."""
-    return reaches(place, FRIEND), reaches(place, STRANGER)
-
-
-def nft(place: Site, command: str, node: str = "n1") -> str:
-    return run("ip", "netns", "exec", place.hosts[node], "nft", command)
 
 
 def test_it_follows_the_cluster(place: Site, api: tuple[ApiServer, str], both: list[Daemon]) -> None:

@@ -14,15 +14,11 @@ import pytest
 from lab.net import run
 from lab.router import wait_until
 from tests.kube.api_server import ApiServer
-from tests.npc.cases import api_pod
-from tests.npc.daemons import Daemon, cluster, daemons
-from tests.npc.populated import populated
+from tests.npc.cases import api_pod, policy
+from tests.npc.daemons import FRIEND, SERVER, STRANGER, Daemon, judged, nft, reaches
 from tests.npc.site import Probe, Site
-from tests.npc.test_churn import policy
-from tests.npc.test_daemon import judged, nft, reaches
 
 Document = dict[str, Any]
-SERVER, FRIEND, STRANGER = "10.32.1.3", "10.32.1.1", "10.32.3.1"
 CLIENT, OTHER_CLIENT = "203.0.113.9", "203.0.113.8"
 MANY = 10_000
 OUTAGE = 600.0
@@ -33,25 +29,6 @@ from weave_py import npc
 follower._WATCH, follower._GRACE, npc._AWAY, npc._LOOK = (2, 2), 2.0, 3.0, 0.2
 npc.main()
 """
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Site]:
-    with populated() as made:
-        yield made
-
-
-@pytest.fixture
-def api(place: Site) -> Iterator[tuple[ApiServer, str]]:
-    with cluster(place) as made:
-        made[0].objects.put("networkpolicies", policy("front", {"matchLabels": {"app": "front"}}))
-        yield made
-
-
-@pytest.fixture
-def both(place: Site, api: tuple[ApiServer, str]) -> Iterator[list[Daemon]]:
-    with daemons(place, api[1]) as made:
-        yield made
 
 
 def metric(daemon: Daemon, name: str) -> float:

@@ -24,12 +24,11 @@ from npc.bridge import IPVS_DEVICE
 from npc.model import Model
 from npc.node import best_hook
 from npc.plan import Hook
-from tests.npc.cases import CASES, Cluster
+from tests.npc.cases import CASES, Cluster, policy
 from tests.npc.nodes_kernel import Node
 from tests.npc.populated import populated
 from tests.npc.site import BRIDGE, Probe, Site
 from tests.npc.test_cases_kernel import heard
-from tests.npc.test_churn import policy
 
 SERVICE, NODE_PORT = "10.96.0.10", 30080
 # All of this node, which translates for its own pods.

@@ -1,6 +1,5 @@
 """Random policies in the kernel: packets have the verdict that `explain` gives, and changes lead where they should."""
 
-from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
 
@@ -14,18 +13,11 @@ from npc.verdict import Connection, judge
 from tests.npc.cases import FIXTURES, api_pod
 from tests.npc.clusters import NAMESPACES, container_ports, labels, specs
 from tests.npc.nodes_kernel import Node
-from tests.npc.populated import populated
 from tests.npc.site import Probe, Site
 
 Document = dict[str, Any]
 OUTSIDE = ("203.0.113.9", "2001:db8::9")
 KINDS = ((Protocol.TCP, 80), (Protocol.UDP, 53), (Protocol.SCTP, 80))
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Site]:
-    with populated() as made:
-        yield made
 
 
 @st.composite

@@ -12,11 +12,10 @@ from npc.base import Options
 from npc.model import Model
 from npc.plan import Hook
 from tests.host.iptables import NATIVE, works
-from tests.npc.cases import CASES, Cluster
+from tests.npc.cases import CASES, Cluster, policy
 from tests.npc.nodes_kernel import Node
 from tests.npc.populated import populated
 from tests.npc.site import Probe, Site
-from tests.npc.test_churn import policy
 
 SERVICE = "10.96.0.10"
 SERVER, FRIEND, STRANGER = "10.32.1.3", "10.32.1.1", "10.32.3.1"

@@ -10,7 +10,6 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from host.netns import inside
 from lab.net import run
 from tests.npc.cases import api_pod
 from tests.npc.daemons import Daemon, cluster, daemons
-from tests.npc.populated import populated
 from tests.npc.site import Site
 
 Document = dict[str, Any]
@@ -27,12 +25,6 @@ FRIEND, STRANGER = "10.32.1.1", "10.32.3.1"
 HOME = "10.32.2.2"
 PORT = 80
 _ANSWER = 1.0
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Site]:
-    with populated() as made:
-        yield made
 
 
 def addresses(count: int) -> list[str]:

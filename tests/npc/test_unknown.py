@@ -1,6 +1,5 @@
 """Containers that are no pods: reached like anybody by default, by nobody but their node with `--unknown=drop`."""
 
-from collections.abc import Iterator
 from ipaddress import ip_network
 
 import pytest
@@ -11,16 +10,9 @@ from npc.plan import Hook
 from npc.settings import UsageError, parse
 from tests.npc.cases import Cluster
 from tests.npc.nodes_kernel import Node
-from tests.npc.populated import populated
 from tests.npc.site import Probe, Site
 
 CLOSED = (ip_network("10.32.0.0/12"), ip_network("fd00:32::/32"))
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Site]:
-    with populated() as made:
-        yield made
 
 
 @pytest.mark.parametrize("options", [Options(), Options(closed=CLOSED), Options(Hook.POSTROUTING, closed=CLOSED)])
