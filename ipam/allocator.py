@@ -6,15 +6,16 @@ Source: IPAM spec §6, §10-§13, cures D6-D10, D14, D16 of §21.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from random import Random
 from typing import TypeVar
 
 from ipam import wire
 from ipam.absences import Absences
+from ipam.attempts import Attempts, Lack, Over
 from ipam.containers import Containers
 from ipam.founding import Founding, Init, Step
-from ipam.ledger import ANONYMOUS, Ledger, Record
+from ipam.ledger import Ledger, Record
 from ipam.merge import RangeDiffersError, SeedsDifferError
 from ipam.nicknames import Nicknames
 from ipam.operations import Allocate, Answer, Broadcast, Claim, Effect, Operation, Order, Prime, Send
@@ -67,6 +68,7 @@ class Allocator:
         self.requests = Requests(rng)
         self.nicknames = Nicknames(me.name, nickname, mesh)
         self.containers = Containers(self.ledger.holders)
+        self._attempts = Attempts(me.name, universe, self.ledger, self.containers)
         self._mesh = mesh
         self._log = log
         self._begin(init.seeds)
@@ -90,15 +92,15 @@ class Allocator:
 
     def prime(self, operation: Prime) -> None:
         """Answered as soon as there is a ring."""
-        self._submit(operation, self.primes, self._try_prime)
+        self._submit(operation, self.primes)
 
     def claim(self, operation: Claim) -> None:
         """Answered when the address is held."""
-        self._submit(operation, self.claims, self._try_claim)
+        self._submit(operation, self.claims)
 
     def allocate(self, operation: Allocate) -> None:
         """Answered with an address, when there is one."""
-        self._submit(operation, self.allocates, self._try_allocate)
+        self._submit(operation, self.allocates)
 
     def cancel(self, operation: Operation) -> None:
         """Whoever asked is gone."""
@@ -126,86 +128,29 @@ class Allocator:
         held = self.ledger.holders.of(ident)
         return [cidr for cidr in held if subnet.holds(cidr.addr) and subnet.hosts.holds(int(cidr.addr))]
 
-    def _submit(self, operation: _Op, queue: list[_Op], attempt: Callable[[_Op], bool]) -> None:
+    def _submit(self, operation: _Op, queue: list[_Op]) -> None:
         if self.shutting_down:
             self._answer(operation, error=Unavailable(f"{operation.cancelled()}: this router left the ring"))
-        elif not attempt(operation):
+        elif not self._attempt(operation):
             queue.append(operation)
 
-    def _try_prime(self, operation: Prime) -> bool:
-        self._establish()
-        if not self.ledger.ring:
-            return False
-        self._answer(operation)
-        return True
-
-    def _try_allocate(self, operation: Allocate) -> bool:
-        ident, subnet, ledger = operation.ident, operation.subnet, self.ledger
-        for cidr in ledger.holders.of(ident):
-            if subnet.holds(cidr.addr):
-                self.containers.lives(ident)
-                self._answer(operation, Cidr(cidr.addr, subnet.prefix_len))
-                return True
-        if not subnet.overlaps(self.universe):
-            self._answer(operation, error=IpamError(f"range {subnet} out of bounds: {self.universe}"))
-            return True
-        self._establish()
-        if not ledger.ring:
-            return False
-        taken = ledger.take(ident, subnet, is_container=operation.is_container)
-        if taken is not None:
-            self.containers.lives(ident)
-            self._answer(operation, taken)
-            return True
-        self._ask(subnet.range)
-        return False
-
-    def _try_claim(self, operation: Claim) -> bool:
-        ident, cidr, ledger = operation.ident, operation.cidr, self.ledger
-        inside = self.universe.holds(cidr.addr)
-        holder = ledger.holders.holder(cidr.addr)
-        if holder is not None:
-            return self._claim_held(operation, holder, inside)
-        if inside:
+    def _attempt(self, operation: Prime | Claim | Allocate) -> bool:
+        """Whether it is over, and answered; what it lacks is seen to."""
+        outcome = self._attempts.at(operation)
+        if outcome is Lack.RING:
             self._establish()
-            if not ledger.ring:
-                if operation.lenient:
-                    self._answer(operation)
-                return False
-            number = int(cidr.addr)
-            owner = ledger.ring.owner(number)
-            if owner != self.ourself:
-                self._ask_for(operation, owner)
-                return False
-            if not ledger.space.claim(number, withheld=operation.found):
-                text = f"address {cidr} is disputed: 'weave report' says by whom and what to do"
-                self._answer(operation, error=IpamError(text))
-                return True
-            self.containers.lives(ident)
-        ledger.record(ident, cidr, is_container=operation.is_container)
-        self._answer(operation)
-        return True
-
-    def _claim_held(self, operation: Claim, holder: str, inside: bool) -> bool:
-        """The address has a holder: the same one, nobody in particular, or another."""
-        ident, cidr = operation.ident, operation.cidr
-        error = None
-        if ident not in (holder, ANONYMOUS):
-            if not inside and self.containers.is_dead(holder):
-                self.ledger.release(holder, cidr.addr)
-                self.ledger.record(ident, cidr, is_container=operation.is_container)
-            elif not inside:
-                error = IpamError(f"address {cidr} already in use by {holder}")
-            elif holder == str(cidr.addr):
-                error = IpamError(f"address {cidr} already in use")
-            else:
-                error = IpamError(f"address {cidr} is already owned by {holder}")
-        elif ident == holder:
-            self.containers.lives(ident)
-            if operation.is_container:
-                self.ledger.holders.mark_container(ident)
-        self._answer(operation, error=error)
-        return True
+            outcome = self._attempts.at(operation)
+        if isinstance(outcome, Over):
+            self._answer(operation, outcome.value, outcome.error)
+            return True
+        if isinstance(operation, Allocate) and outcome is Lack.SPACE:
+            self._ask(operation.subnet.range)
+        elif isinstance(operation, Claim):
+            if outcome is Lack.ADDRESS:
+                self._ask_for(operation)
+            elif operation.lenient:
+                self._answer(operation)
+        return False
 
     def _answer(self, operation: Operation, value: Cidr | None = None, error: IpamError | None = None) -> None:
         if isinstance(operation, Claim):
@@ -225,9 +170,9 @@ class Allocator:
     def _retry(self) -> None:
         """Try everything that waits; without a ring nothing can have changed for it."""
         if self.ledger.ring and not self.shutting_down:
-            self.primes = [operation for operation in self.primes if not self._try_prime(operation)]
-            self.claims = [operation for operation in self.claims if not self._try_claim(operation)]
-            self.allocates = [operation for operation in self.allocates if not self._try_allocate(operation)]
+            self.primes = [operation for operation in self.primes if not self._attempt(operation)]
+            self.claims = [operation for operation in self.claims if not self._attempt(operation)]
+            self.allocates = [operation for operation in self.allocates if not self._attempt(operation)]
 
     def _freed(self) -> None:
         """Addresses of ours became free: a dispute may be over, and somebody may wait."""
@@ -293,13 +238,13 @@ class Allocator:
         if peer is not None:
             self.effects.append(Send(peer, Kind.SPACE_REQUEST, wanted))
 
-    def _ask_for(self, claim: Claim, owner: PeerName) -> None:
+    def _ask_for(self, claim: Claim) -> None:
         """Ask the owner of an address for it, once a tick: a ring changes with every address that is granted."""
-        if claim.asked == owner:
-            return
-        claim.asked = owner
         number = int(claim.cidr.addr)
-        self.effects.append(Send(owner, Kind.SPACE_REQUEST, Range(number, number + 1)))
+        owner = self.ledger.ring.owner(number)
+        if claim.asked != owner:
+            claim.asked = owner
+            self.effects.append(Send(owner, Kind.SPACE_REQUEST, Range(number, number + 1)))
 
     def undeliverable(self, send: Send, reason: str) -> None:
         """A peer could not be told."""
@@ -402,7 +347,7 @@ class Allocator:
                 self.claims.remove(claim)
                 self._answer(claim, error=self._owned_by_other(claim, peer))
         if self._refused(wanted, peer) and self.ledger.ring:
-            self.allocates = [operation for operation in self.allocates if not self._try_allocate(operation)]
+            self.allocates = [operation for operation in self.allocates if not self._attempt(operation)]
 
     def _refused(self, wanted: Range, peer: PeerName) -> bool:
         """Remember whom not to ask again soon; whether anybody waits for that range."""
