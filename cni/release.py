@@ -17,13 +17,13 @@ from typing import Protocol, TypeVar
 
 from cni import pod
 from cni.config import Network, parse, version_of
-from cni.errors import CniError
+from cni.errors import TRY_AGAIN_LATER, CniError
 from cni.seams import Addresses
 from cni.spool import Spool, name_of
 from cni.turns import Turns
 from cni.wire import Answer, Request, Role, WireError
 from host.pod_port import FIRST_INTERFACE, owner
-from ipam.seams import IpamError
+from ipam.seams import IpamError, Unavailable
 
 # Seconds between two looks at what waits.
 _DRAIN = 30.0
@@ -97,6 +97,8 @@ class Releases:
             async with self._turns.of(request.variable("CONTAINERID")):
                 for note in await self._release(request, descriptor):
                     self._log.debug("[cni] %s", note)
+        except CniError as error:
+            self._log.warning("[cni] %s; it is tried again", error)
         except Exception:
             # The outermost edge of a release; its file waits for another attempt.
             self._log.exception("[cni] unexpected error during a release")
@@ -105,7 +107,10 @@ class Releases:
                 os.close(descriptor)
 
     async def _release(self, request: Request, descriptor: int | None) -> list[str]:
-        """Take interface and address away; what was not there, a note each. Its file, if it has one, goes last."""
+        """Take interface and address away; what was not there, a note each. Its file, if it has one, goes last.
+
+        Raises CniError where the address cannot be given back now: the file stays for that, or the runtime asks again.
+        """
         container, interface = request.variable("CONTAINERID"), request.variable("IFNAME")
         notes, had = list(_obstacle(request)), list[str]()
         if request.role is Role.NET:
@@ -123,6 +128,9 @@ class Releases:
                     await self._addresses.free(container, IPv4Interface(text).ip)
             else:
                 notes.append(f"Delete: no addresses for {container}")
+        except Unavailable as error:
+            text = f"unable to give back the address of {owner(container, interface)}: {error}"
+            raise CniError(text, TRY_AGAIN_LATER) from error
         except IpamError as error:
             notes.append(str(error))
         try:
@@ -157,11 +165,16 @@ class Releases:
             request = await self._read(name)
             if request is None:
                 continue
-            async with self._turns.of(request.variable("CONTAINERID")):
-                await self.do_waiting(name)
+            try:
+                async with self._turns.of(request.variable("CONTAINERID")):
+                    await self.do_waiting(name)
+            except CniError as error:
+                # So it is with the others.
+                self._log.warning("[cni] %d releases wait: %s", len(names), error)
+                return
 
     async def do_waiting(self, name: str) -> None:
-        """Do a release if it waits; the turn is the caller's."""
+        """Do a release if it waits; the turn is the caller's. Raises CniError where that cannot be now."""
         request = await self._read(name)
         if request is not None:
             await self._release(request, None)

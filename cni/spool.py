@@ -27,8 +27,12 @@ class Spool:
         name = name_of(request)
         self._directory.mkdir(mode=0o700, exist_ok=True)
         temporary = self._directory / f".{os.getpid()}-{name}"
-        temporary.write_bytes(encode_request(request))
-        temporary.rename(self._directory / name)
+        try:
+            temporary.write_bytes(encode_request(request))
+            temporary.rename(self._directory / name)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         return name
 
     def waiting(self) -> list[str]:
