@@ -52,8 +52,12 @@ class Admitted:
             for (namespace, name), one in self.pods.items()
         ]
         fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps(rows))
-        os.replace(fresh, self._path)
+        try:
+            fresh.write_text(json.dumps(rows))
+            os.replace(fresh, self._path)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
         self.changed = False
 
 

@@ -1,10 +1,13 @@
 """What `weave npc` asks of this node, as documents for programs. Source: NPC spec §7."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from ipaddress import ip_address
 
+from kube.errors import KubeError
+from nft.wire import NftError
 from npc import flows
 from npc.controller import Controller
 from npc.drops import Drop
@@ -24,9 +27,10 @@ _ADMIT = 5.0
 class Answers:
     """Answers from the model, the figures and the kernel."""
 
-    def __init__(self, controller: Controller, node: Node, *, closed: bool) -> None:
+    def __init__(self, controller: Controller, node: Node, log: logging.Logger, *, closed: bool) -> None:
         self._controller = controller
         self._node = node
+        self._log = log
         self._closed = closed
         self._started = time.time()
 
@@ -89,8 +93,13 @@ class Answers:
         except TimeoutError:
             missing = ", ".join(self._controller.awaited())
             reason = f"not all is known yet of: {missing}" if missing else "the rules are not in the kernel"
-        except Exception as error:
+        except (KubeError, NftError, OSError) as error:
+            self._log.error("unable to look after pod %s/%s, which starts: %s", namespace, name, error)
             reason = str(error)
+        except Exception as error:
+            # The outermost edge of a question: a fault of ours must not keep the reason from who asks.
+            self._log.exception("unexpected error while pod %s/%s starts", namespace, name)
+            reason = f"{type(error).__name__}: {error}"
         if not reason:
             return {"ok": True}
         if self._closed:

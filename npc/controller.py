@@ -10,6 +10,7 @@ is there goes on judging. Source: NPC spec §4.1, §4.4 - §4.7.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -218,7 +219,10 @@ class Controller:
     async def _committing(self) -> None:
         await self._synced.wait()
         while True:
-            await self._changed.wait()
+            # What could not be kept is tried again though nothing changes.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_RETRY if self._admitted.changed else None):
+                    await self._changed.wait()
             await asyncio.sleep(max(0.0, self._commit_over + _GATHER - time.monotonic()))
             if not await self.commit():
                 await asyncio.sleep(self._retry)
@@ -243,8 +247,8 @@ class Controller:
             started = time.monotonic()
             change = self.planner.update(self.model.take())
             full = self._whole
+            self._keep()
             try:
-                self._admitted.keep()
                 if not full and change:
                     full = not await self._incremental(
                         partial(self.table.apply, change, self.planner.plan), change.size()
@@ -262,6 +266,19 @@ class Controller:
             self._to_review(change.review)
             self._retry = _FIRST_RETRY
             return True
+
+    def _keep(self) -> None:
+        """Who was admitted, for the next process. Rules do not wait for a disk that is full."""
+        try:
+            self._admitted.keep()
+        except OSError as error:
+            text = f"{error}: a pod that has just started loses its rules for a while if weave-npc ends now"
+            if self.warnings.get("admitted") != text:
+                self._log.error("unable to keep which pods started: %s", text)
+            self.warnings["admitted"] = text
+        else:
+            if self.warnings.pop("admitted", ""):
+                self._log.info("which pods started is kept again")
 
     def _recall(self) -> None:
         """Pods that an earlier process admitted, as far as they are still there."""

@@ -176,7 +176,7 @@ class Daemon:
             observe=self._metrics.observe,
         )
         self._node = Node(self.controller, options, settings.hook, log)
-        answers = Answers(self.controller, self._node, closed=settings.startup_closed)
+        answers = Answers(self.controller, self._node, log, closed=settings.startup_closed)
         self._server = Server(settings.socket, answers.answer, answers.follow, log)
         self._web: web.AppRunner | None = None
         self._metrics.follow(self.controller, self._node, self._ages)

@@ -11,15 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from lab.net import LabError, run
+from lab.net import LabError
 from lab.router import RANGE, Router, socket_in, wait_until
 from tests.clusters import Cluster, cluster, mesh_links
+from tests.disks import fill, small_disk
 from weave_py.store import Store
 
 CLIENTS = 4
@@ -112,22 +112,13 @@ def test_killed_under_load(times: int) -> None:
         assert kill_again_and_again(made, times) > 10 * times
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    run("mount", "-t", "tmpfs", "-o", "size=3m", "none", str(tmp_path))
-    try:
-        yield tmp_path
-    finally:
-        run("umount", str(tmp_path))
-
-
-def test_a_full_disk(small_disk: Path) -> None:
+def test_a_full_disk(tmp_path: Path) -> None:
     """Whoever asks is told; the router lives on, and so do the addresses; with room it goes on."""
-    with cluster(ipam=RANGE) as made:
-        router = made.start(1, [], "--ipalloc-init", "consensus=1", "--db-prefix", f"{small_disk}/weave")
+    with small_disk(tmp_path / "small") as disk, cluster(ipam=RANGE) as made:
+        router = made.start(1, [], "--ipalloc-init", "consensus=1", "--db-prefix", f"{disk}/weave")
         first = router.ask("POST", "/ip/first")
         assert first.status == 200
-        ballast = small_disk / "ballast"
+        ballast = disk / "ballast"
         fill(ballast)
         refused = None
         for number in range(3000):
@@ -146,17 +137,8 @@ def test_a_full_disk(small_disk: Path) -> None:
         assert router.ask("DELETE", "/ip/first").status == 204
         now = owned(router)
         router.stop(kill=True)
-        router = made.start(1, [], "--db-prefix", f"{small_disk}/weave")
+        router = made.start(1, [], "--db-prefix", f"{disk}/weave")
         assert owned(router) == now
-
-
-def fill(path: Path) -> None:
-    with path.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            return
 
 
 def test_a_damaged_file() -> None:

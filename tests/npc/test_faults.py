@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ import pytest
 
 from lab.net import run
 from lab.router import wait_until
+from tests.disks import fill, small_disk
 from tests.kube.api_server import ApiServer
 from tests.npc.cases import api_pod, policy
 from tests.npc.daemons import FRIEND, SERVER, STRANGER, Daemon, judged, nft, reaches
@@ -25,8 +27,9 @@ OUTAGE = 600.0
 # weave-npc with times of seconds where there are minutes.
 _IMPATIENT = """
 from kube import follower
+from npc import controller
 from weave_py import npc
-follower._WATCH, follower._GRACE, npc._AWAY, npc._LOOK = (2, 2), 2.0, 3.0, 0.2
+follower._WATCH, follower._GRACE, npc._AWAY, npc._LOOK, controller._LAST_RETRY = (2, 2), 2.0, 3.0, 0.2, 1.0
 npc.main()
 """
 
@@ -239,3 +242,52 @@ def test_the_table_is_deleted_again_and_again_while_it_is_written(
     # A change that met no table.
     assert "the whole table is written anew" in both[0].log
     assert metric(both[0], 'weavenpc_sync_failures_total{reason="2"}') > 0
+
+
+def late(server: ApiServer, name: str) -> Document:
+    """A pod that is about to start; what the CNI plugin asks about it."""
+    pod: Document = {"namespace": "shop", "name": name, "labels": {"app": "db"}, "ips": [], "node": "n1", "ports": []}
+    pod |= {"hostNetwork": False, "phase": "Pending"}
+    server.objects.put("pods", api_pod(pod, "2026-02-01T00:00:00Z"))
+    return {"wait": ["10.32.1.30"], "namespace": "shop", "name": name, "uid": ""}
+
+
+def test_the_disk_is_full(place: Site, api: tuple[ApiServer, str], tmp_path: Path) -> None:
+    """Rules are in force all the same, for a pod that starts, too; that this is not kept is said, and made good."""
+    server, url = api
+    with small_disk(tmp_path / "small") as disk:
+        daemon = Impatient(place, "n1", url, tmp_path, ["--socket", f"{disk}/npc.sock"])
+        daemon.socket = f"{disk}/npc.sock"
+        kept = disk / "npc.admitted.json"
+        try:
+            daemon.start()
+            fill(disk / "ballast")
+            assert daemon.ask(late(server, "late")) == {"ok": True}
+            assert not reaches(place, STRANGER, "10.32.1.30")
+            assert reaches(place, FRIEND, "10.32.1.30")
+            server.objects.put("networkpolicies", policy("front", {"matchLabels": {"app": "nobody"}}))
+            wait_until("the change is in force", lambda: not reaches(place, FRIEND), 10)
+            status = daemon.status()
+            assert status["ready"] and "No space left on device" in status["warnings"]["admitted"]
+            assert daemon.log.count("unable to keep which pods started: ") == 1
+            assert not kept.exists() and not kept.with_suffix(".new").exists()
+            (disk / "ballast").unlink()
+            wait_until("it is kept", kept.exists, 10)
+            wait_until("all is well", lambda: not daemon.status()["warnings"], 10)
+            daemon.stop(signal.SIGKILL)
+            daemon.start()
+            assert not reaches(place, STRANGER, "10.32.1.30")
+        finally:
+            daemon.stop()
+            nft(place, "delete table inet weave_npc")
+
+
+def test_a_pod_that_cannot_be_asked_for(place: Site, api: tuple[ApiServer, str], both: list[Daemon]) -> None:
+    """It starts before its event came, and the API server refuses: who starts it is told, and so is the log."""
+    server, _ = api
+    server.fail(500, path="pods/unheard", times=1)
+    question = {"wait": ["10.32.1.31"], "namespace": "shop", "name": "unheard", "uid": ""}
+    answer = both[0].ask(question)
+    assert not answer["ok"] and "network policy of shop/unheard is not in force" in answer["reason"]
+    assert "unable to look after pod shop/unheard, which starts: " in both[0].log
+    assert "Traceback" not in both[0].log
