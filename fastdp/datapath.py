@@ -94,7 +94,7 @@ class FastForwarder:
         self._v6 = ":" in params.remote_address[0]
         self._target = f"[{params.remote_address[0]}]:{port}" if self._v6 else f"{params.remote_address[0]}:{port}"
         self._label = peer_label(params.remote, params.remote_nickname)
-        self._beat_frame = heartbeat(params.connection_uid, path.mtu)
+        self._uid = params.connection_uid
         self.esp = esp
         self._more = 0 if esp is None else overhead(path.mtu)
         added = None if esp is None else self._more
@@ -189,12 +189,12 @@ class FastForwarder:
 
     # --- the link's effects ---
 
-    def beat(self) -> int | None:
+    def beat(self, heard: bool | None) -> int | None:
         ourself, peer = self._path.short(self._path.ourself), self._path.short(self.peer)
         if ourself is None or peer is None:
             self.counts["no-short-id"] += 1
             return None
-        return self._send(packet(ourself, peer, self._beat_frame))
+        return self._send(packet(ourself, peer, heartbeat(self._uid, self._path.mtu, heard)))
 
     def send_control(self, tag: int, payload: bytes) -> None:
         self._events.send_control(tag, payload)

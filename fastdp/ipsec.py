@@ -231,7 +231,7 @@ class Ipsec:
             self._xfrm.set(pair.outward(0))
 
     def announce(self, session: Session) -> bytes:
-        """A new key for what is sent to us: what the peer must be told of it. The one before is good until the next."""
+        """A new key for what is sent to us: what the peer must be told of it. The one it has is good until then."""
         pair, nonce = session.pair, secrets.token_bytes(esp.NONCE)
         with _errors():
             self._xfrm.set(pair.inward())
@@ -239,9 +239,23 @@ class Ipsec:
             state = State(pair.remote, pair.local, spi, REQID)
             session.inward.append(state)
             self._xfrm.update(state, esp.key(session.key, nonce, session.ourself))
-            while len(session.inward) > 2:
-                self._xfrm.remove(session.inward.pop(0))
+            self._forget(session)
         return esp.body(nonce, spi)
+
+    def _forget(self, session: Session) -> None:
+        """Keep the last association and, of those before, the last that something came by, else the first.
+
+        The peer may not have been told of the others: its control connection can be as silent as the link is.
+        """
+        *before, last = session.inward
+        if len(before) > 1:
+            found = [(state, self._xfrm.find(state)) for state in before]
+            used = [state for state, now in found if now is not None and now.packets]
+            kept = used[-1] if used else before[0]
+            for state in before:
+                if state is not kept:
+                    self._xfrm.remove(state)
+            session.inward = [kept, last]
 
     def accept(self, session: Session, payload: bytes) -> None:
         """The peer's key: what leaves has it from now on. Raises esp.BodyError too."""

@@ -1,16 +1,17 @@
 """One fast link's state machine: heartbeats, their acknowledgement, and whether the link may carry frames.
 
 Between our own nodes heartbeats come every two seconds, twelve without any mean silence, and each side tells the other
-whether it hears it, so a path that works one way only is left by both; two in a row end the silence. Whoever missed
-three asks for one every second, so that a path which merely loses some is not given up. Towards Weave
-Net 2.8 the times are 2.8's: ten seconds, a minute, and the first heartbeat heals. A heartbeat is as long as the longest
-frame and must not be fragmented, so a path with too small an MTU shows itself; one that the kernel refuses says so at
-once. No sockets and no clock. Source: data plane spec §4.3, §4.4.
+whether it hears it, so a path that works one way only is left by both; two in a row end the silence. It is told by the
+control connection, which passes where the path works one way only, and in heartbeats, since that connection may wait
+for as long again as nothing passed. Whoever missed three heartbeats asks for one every second, so that a path which
+merely loses some is not given up. Towards Weave Net 2.8 the times are 2.8's: ten seconds, a minute, and the first
+heartbeat heals. A heartbeat is as long as the longest frame and must not be fragmented, so a path with too small an MTU
+shows itself; one that the kernel refuses says so at once. No sockets and no clock. Source: data plane spec §4.3, §4.4.
 """
 
 from typing import Protocol
 
-from fastdp.wire import IPV6_MORE, OVERHEAD, Cause, Control, is_heartbeat
+from fastdp.wire import IPV6_MORE, OVERHEAD, Cause, Control, is_heartbeat, said_heard
 
 FAST_HEARTBEAT = 0.5
 SLOW_HEARTBEAT = 10.0
@@ -26,8 +27,11 @@ _ASK = 1.0
 class LinkEffects(Protocol):
     """What a link has done for it."""
 
-    def beat(self) -> int | None:
-        """Send a heartbeat; the path's MTU (octets of IP packet) where the kernel finds it too long, else None."""
+    def beat(self, heard: bool | None) -> int | None:
+        """Send a heartbeat; the path's MTU (octets of IP packet) where the kernel finds it too long, else None.
+
+        `heard` is what it says of the peer's.
+        """
 
     def send_control(self, tag: int, payload: bytes) -> None: ...
 
@@ -78,6 +82,8 @@ class FastLink:
         self._barred = self._barred_there = Cause.NOTHING
         self._healthy = True
         self._last_beat: float | None = None
+        # When a heartbeat last said that ours are received.
+        self._said_heard: float | None = None
         self._passed = 0
         self.path_mtu: int | None = None
         self.confirmed = False
@@ -129,9 +135,17 @@ class FastLink:
         self._last_beat = now
         self._timeout_at = now + self._patience
         self._ask_at = now + OUR_TIMEOUT / 2 if self._ours else None
+        if self._ours:
+            self._hear(said_heard(frame), now)
         if not self._receiving and (close or not self._ours):
-            self._receive(True)
+            self._receive(True, now)
         return True
+
+    def _hear(self, said: bool | None, now: float) -> None:
+        if said is not None:
+            self._said_heard = now if said else None
+            self._heard = said
+            self._judge()
 
     def control(self, tag: int, payload: bytes, now: float) -> None:
         """A private control message; unknown ones are ignored."""
@@ -142,7 +156,9 @@ class FastLink:
                 self._effects.established()
         elif tag == Control.HEALTH and payload and self._ours:
             self._barred_there = Cause.RELAYS if payload[1:2] == bytes((Cause.RELAYS,)) else Cause.NOTHING
-            self._heard = bool(payload[0]) or bool(self._barred_there)
+            # What a heartbeat said is not older than a message that may have waited.
+            lately = self._said_heard is not None and now - self._said_heard <= _CLOSE
+            self._heard = bool(payload[0]) or bool(self._barred_there) or lately
             self._judge()
             if self._beat_at is not None:
                 # Who hears us tells it again to ask for a heartbeat.
@@ -164,7 +180,7 @@ class FastLink:
         if self._timeout_at is not None and now >= self._timeout_at:
             # Armed again by the next heartbeat.
             self._timeout_at = self._ask_at = None
-            self._receive(False)
+            self._receive(False, now)
         if self._ask_at is not None and now >= self._ask_at:
             self._ask_at = now + _ASK
             self._tell()
@@ -190,7 +206,7 @@ class FastLink:
 
     def _beat(self, now: float) -> None:
         self._beaten = now
-        limit = self._effects.beat()
+        limit = self._effects.beat(self._receiving if self._ours else None)
         if limit is not None and limit < self.needs:
             self._passed = 0
             self.path_mtu = limit
@@ -206,9 +222,11 @@ class FastLink:
             self._renewed = now
             self._effects.renew_key()
 
-    def _receive(self, receiving: bool) -> None:
+    def _receive(self, receiving: bool, now: float) -> None:
         self._receiving = receiving
         self._tell()
+        if self._ours and self._beat_at is not None:
+            self._beat_at = now
 
     def _tell(self) -> None:
         if self._ours:

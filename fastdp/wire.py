@@ -26,6 +26,13 @@ class Control(IntEnum):
     HEALTH = 2
 
 
+class Heard(IntEnum):
+    """What a heartbeat says of the other way, in the octet behind its length."""
+
+    YES = 1
+    NO = 2
+
+
 class Cause(IntEnum):
     """Why an end is not healthy, the second octet of HEALTH; none where it only hears nothing."""
 
@@ -48,10 +55,14 @@ def packet(source: int, destination: int, frame: bytes) -> bytes:
     return _HEADER.pack(_VNI_FOLLOWS, vni(source, destination) << 8) + frame
 
 
-def heartbeat(connection_uid: int, mtu: int) -> bytes:
-    """The frame of a heartbeat: as long as the longest that the path has to take."""
+def heartbeat(connection_uid: int, mtu: int, heard: bool | None = None) -> bytes:
+    """The frame of a heartbeat: as long as the longest that the path has to take.
+
+    `heard`: whether we receive the peer's, which is for our own nodes; 2.8 and None have a zero there.
+    """
     length = ETHERNET_HEADER + mtu
-    return _BEAT.pack(connection_uid, length).ljust(length, b"\0")
+    said = b"" if heard is None else bytes((Heard.YES if heard else Heard.NO,))
+    return (_BEAT.pack(connection_uid, length) + said).ljust(length, b"\0")
 
 
 def is_heartbeat(frame: bytes, connection_uid: int) -> bool:
@@ -60,3 +71,9 @@ def is_heartbeat(frame: bytes, connection_uid: int) -> bool:
         return False
     uid, length = _BEAT.unpack_from(frame)
     return bool(uid == connection_uid and length == len(frame))
+
+
+def said_heard(frame: bytes) -> bool | None:
+    """Whether the sender of a heartbeat receives ours; None where it does not say."""
+    said = frame[_BEAT.size : _BEAT.size + 1]
+    return None if said in (b"", b"\0") else said == bytes((Heard.YES,))

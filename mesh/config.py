@@ -57,6 +57,8 @@ class Timing:
     route_delay: float = 0.1
     collect_delay: float = 1.0
     maker_delay: float = 0.1
+    # Targets that are due within this time are dialled together.
+    maker_pause: float = 0.25
     # An entry asked of one neighbour is not asked of another before this.
     want_timeout: float = 2.0
     # A collected peer's last entry is not learned again from a neighbour that has not collected it yet.
@@ -67,12 +69,17 @@ class Timing:
     retry_max: float = 360.0
     # A connection that lasted this long past its scheduled try counts as good: retry at once when it ends.
     retry_reset: float = 60.0
+    # An address that does not answer is asked this often on average, however long it has not: to ask is one small
+    # packet, and a peer is to be back within 15 s of whatever cut it off. All of them together are asked once
+    # per `retry_spacing` at most. The back-off above decides how often the log speaks of it.
+    retry_silent: float = 5.0
+    retry_spacing: float = 0.05
     # A refused introduction is reset this much later: the peer must read our last words before the reset.
     parting: float = 0.1
     # A newer version of a known entry is asked for this much later: of a burst only the last one is fetched.
     want_delay: float = 0.15
-    # The dialer's wait for the first sealed message while several passwords are valid.
-    dial_timeout: float = 75.0
+    # The kernel asks at 0, 1 and 3 s and then not before 7 s: a new attempt asks sooner.
+    dial_timeout: float = 5.0
     resolve_timeout: float = 10.0
 
 

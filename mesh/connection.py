@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from mesh.config import Limits, Timing
-from mesh.errors import MeshError, ProtocolError
+from mesh.errors import MeshError, SilenceError
 from mesh.features import Features
 from mesh.handshake import HEADER_TIMEOUT, INTRODUCTION_TIMEOUT, Handshake, MessageCodec
 from mesh.messages import Tag
@@ -300,11 +300,11 @@ class Connection:
     def _introduction_late(self) -> None:
         waiting_for_header = self._handshake is not None and not self._handshake.header_received
         what = "failed to receive remote protocol header: " if waiting_for_header else ""
-        self.close(ProtocolError(f"{what}read tcp {address_text(self.local)}->{self.address}: i/o timeout"))
+        self.close(SilenceError(f"{what}read tcp {address_text(self.local)}->{self.address}: i/o timeout"))
 
     def _heartbeat(self) -> None:
         if self._scheduler.now() - self.last_heard >= self._timing.read_timeout:
-            self.close(ProtocolError(f"read tcp {address_text(self.local)}->{self.address}: i/o timeout"))
+            self.close(SilenceError(f"read tcp {address_text(self.local)}->{self.address}: i/o timeout"))
             return
         self.send(Tag.HEARTBEAT)
         if not self.closed:

@@ -10,3 +10,7 @@ class MeshError(Exception):
 
 class ProtocolError(MeshError):
     """The peer broke the protocol."""
+
+
+class SilenceError(ProtocolError):
+    """The peer said nothing for too long: the network, more often than the peer."""

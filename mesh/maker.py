@@ -1,8 +1,9 @@
 """Which addresses we dial, and when: direct targets, discovered ones, back-off, and how many neighbours are enough.
 
 A target is an address. Who answered there is remembered by name, so that a node which has a connection to that
-peer (whoever dialled it) does not dial again. With a bounded degree a node dials only until it has that many
-neighbours; beyond it only what it cannot reach over relays. Source: mesh spec §13, §18.
+peer (whoever dialled it) does not dial again. Back-off is for those that answer and refuse; an address that is silent
+is asked again every few seconds, and at once when somebody else reaches it. With a bounded degree a node dials only
+until it has that many neighbours; beyond it only what it cannot reach over relays. Source: mesh spec §13, §18.
 """
 
 import logging
@@ -10,11 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from ipaddress import ip_address
+from math import inf
 from random import Random
 from typing import Protocol
 
 from mesh.config import Limits, MeshConfig, Timing
 from mesh.connection import Connection
+from mesh.errors import SilenceError
 from mesh.names import PeerName
 from mesh.routes import Routes
 from mesh.scheduler import Coalesced, Scheduler, Timer
@@ -33,7 +36,10 @@ class TargetState(Enum):
 
 @dataclass(slots=True)
 class Target:
-    """One address (`ip:port`) that we dial. Times are the scheduler's; `try_after` None means never."""
+    """One address (`ip:port`) that we dial. Times are the scheduler's; `try_after` None means never.
+
+    `interval` is the back-off; an attempt before `told_after` is one that the log leaves out, `quiet`.
+    """
 
     address: str
     try_after: float | None
@@ -41,6 +47,8 @@ class Target:
     state: TargetState = TargetState.WAITING
     last_error: str | None = None
     attempts: int = 0
+    told_after: float = 0.0
+    quiet: bool = False
     # Who answered here last.
     name: PeerName | None = None
 
@@ -100,8 +108,15 @@ class ConnectionMaker:
         self._log = log
         self._direct: dict[str, DirectPeer] = {}
         self._targets: dict[str, Target] = {}
+        self._wanted: set[str] = set()
+        # Given with a port: who called from there need not be who listens there.
+        self._explicit: set[str] = set()
+        self._discovered: set[str] = set()
+        self._news = True
         self._evaluation = Coalesced(scheduler, timing.maker_delay, self.evaluate)
         self._alarm: Timer | None = None
+        self._alarm_at = inf
+        self._waiting = 0
         self._quiet_since = scheduler.now()
 
     # --- what the operator wants ---
@@ -115,8 +130,7 @@ class ConnectionMaker:
             for address in peer.addresses:
                 target = self._targets.get(address)
                 if target is not None and target.state is not TargetState.ATTEMPTING:
-                    target.try_after = self._scheduler.now()
-                    target.interval = self._timing.retry_initial
+                    self._retry_now(target)
         self.changed()
 
     def forget(self, typed: Iterable[str]) -> None:
@@ -145,6 +159,10 @@ class ConnectionMaker:
 
     def changed(self) -> None:
         """Topology, connections or wishes changed: evaluate soon."""
+        self._news = True
+        self._evaluate_soon()
+
+    def _evaluate_soon(self) -> None:
         self._quiet_since = self._scheduler.now()
         self._evaluation.request()
 
@@ -163,13 +181,18 @@ class ConnectionMaker:
             target.last_error = None
         self.changed()
 
-    def failed(self, address: str, error: Exception) -> None:
-        """Dialling failed, or an attempt ended before it became a connection."""
+    def unanswered(self, address: str, error: Exception) -> None:
+        """Dialling failed."""
         target = self._targets.get(address)
+        level = logging.DEBUG if target is not None and target.quiet else logging.INFO
+        self._log.log(level, "->[%s] error during connection attempt: %s", address, error)
         if target is not None:
             target.last_error = str(error)
-            self._retry_later(target)
-        self.changed()
+            self._retry_later(target, silent=True)
+        if target is None or target.try_after is None or self._config.mesh_degree is not None:
+            self._evaluate_soon()
+        else:
+            self._wake(target.try_after)
 
     def ended(self, connection: Connection, error: Exception, *, never_again: bool) -> None:
         """A connection ended, whatever its stage; `never_again`: its address is no use to dial."""
@@ -180,30 +203,43 @@ class ConnectionMaker:
                 target.state = TargetState.WAITING
                 target.try_after = None
             else:
-                self._retry_after_end(target)
+                self._retry_after_end(target, silent=isinstance(error, SilenceError))
         self.changed()
 
-    def _retry_after_end(self, target: Target) -> None:
+    def _retry_after_end(self, target: Target, *, silent: bool) -> None:
         now = self._scheduler.now()
         if target.try_after is not None and now - target.try_after > self._timing.retry_reset:
             target.state = TargetState.WAITING
-            target.interval = self._timing.retry_initial
-            target.try_after = now
+            self._retry_now(target)
         else:
-            self._retry_later(target)
+            self._retry_later(target, silent=silent)
 
-    def _retry_later(self, target: Target) -> None:
+    def _retry_now(self, target: Target) -> None:
+        target.interval = self._timing.retry_initial
+        target.try_after = target.told_after = self._scheduler.now()
+
+    def _retry_later(self, target: Target, *, silent: bool = False) -> None:
         target.state = TargetState.WAITING
-        if target.try_after is not None:
-            target.try_after = self._scheduler.now() + target.interval * self._rng.uniform(0.5, 1.5)
-        target.interval = min(target.interval * self._timing.retry_factor, self._timing.retry_max)
+        if target.try_after is None:
+            return
+        now = self._scheduler.now()
+        if not target.quiet:
+            target.told_after = now + target.interval * self._rng.uniform(0.5, 1.5)
+            target.interval = min(target.interval * self._timing.retry_factor, self._timing.retry_max)
+        target.try_after = target.told_after
+        if silent:
+            target.try_after = min(target.try_after, now + self._patience() * self._rng.uniform(0.5, 1.5))
+
+    def _patience(self) -> float:
+        """The mean time between two attempts at an address that does not answer, in seconds."""
+        return max(self._timing.retry_silent, self._timing.retry_spacing * self._waiting)
 
     # --- deciding ---
 
     def evaluate(self) -> None:
         """Bring the targets in line with what is wanted, dial what is due, set the alarm for the next one."""
         self._evaluation.cancel()
-        wanted = self._wanted()
+        wanted = self._look_around()
         for address in [address for address in self._targets if address not in wanted]:
             if self._targets[address].state is not TargetState.ATTEMPTING:
                 del self._targets[address]
@@ -212,6 +248,7 @@ class ConnectionMaker:
             if address not in self._targets:
                 self._targets[address] = Target(address, now, self._timing.retry_initial)
         connected = {connection.address for connection in self._mesh.all_connections()}
+        callers = {one.remote[0] for one in self._mesh.connections.values() if not one.outbound}
         busy = {target.address for target in self._targets.values() if target.state is TargetState.ATTEMPTING}
         due: list[Target] = []
         for target in self._targets.values():
@@ -219,7 +256,7 @@ class ConnectionMaker:
                 continue
             if target.address in connected:
                 target.state = TargetState.CONNECTED
-            elif self._suspended(target):
+            elif self._suspended(target, callers):
                 target.state = TargetState.SUSPENDED
             else:
                 target.state = TargetState.WAITING
@@ -228,13 +265,29 @@ class ConnectionMaker:
         self._dial_due(due, now, len(busy))
         self._set_alarm(now)
 
-    def _wanted(self) -> set[str]:
-        wanted = {address for peer in self._direct.values() for address in peer.addresses}
+    def _look_around(self) -> set[str]:
+        """The addresses that are wanted."""
+        bounded = self._config.mesh_degree is not None
+        if not (self._news or bounded):
+            return self._wanted
+        self._news = False
+        self._wanted = {address for peer in self._direct.values() for address in peer.addresses}
+        self._explicit = {
+            address for peer in self._direct.values() if peer.explicit_port for address in peer.addresses
+        }
         if self._config.discovery:
-            wanted |= self._discovered()
-        return wanted
+            discovered = self._discover()
+            if not bounded:
+                # Somebody reaches again who did not answer us.
+                for address in discovered - self._discovered:
+                    target = self._targets.get(address)
+                    if target is not None and target.state is TargetState.WAITING and target.try_after is not None:
+                        self._retry_now(target)
+            self._discovered = discovered
+            self._wanted |= discovered
+        return self._wanted
 
-    def _discovered(self) -> set[str]:
+    def _discover(self) -> set[str]:
         """Addresses of peers that somebody has a connection to and we have not."""
         connections = self._mesh.connections
         ourself = self._topology.ourself.name
@@ -285,15 +338,11 @@ class ConnectionMaker:
                     address = link.address if link.outbound else _with_port(link.address, port)
                     yield link.remote, address
 
-    def _suspended(self, target: Target) -> bool:
+    def _suspended(self, target: Target, callers: set[str]) -> bool:
         """Whether we are connected to whoever is at this address, without having dialled it."""
         if target.name is not None and target.name in self._mesh.connections:
             return True
-        host = _host(target.address)
-        implied = not any(target.address in peer.addresses and peer.explicit_port for peer in self._direct.values())
-        return implied and any(
-            not connection.outbound and connection.remote[0] == host for connection in self._mesh.connections.values()
-        )
+        return target.address not in self._explicit and _host(target.address) in callers
 
     def _dial_due(self, due: list[Target], now: float, attempting: int) -> None:
         degree = self._config.mesh_degree
@@ -323,32 +372,48 @@ class ConnectionMaker:
     def _attempt(self, target: Target) -> None:
         limit = self._config.conn_limit
         if limit and sum(1 for _ in self._mesh.all_connections()) >= limit:
-            self.failed(target.address, ConnectionError(f"Connection limit reached ({limit})"))
+            target.last_error = f"Connection limit reached ({limit})"
+            target.quiet = False
+            self._retry_later(target)
             return
         target.state = TargetState.ATTEMPTING
         target.attempts += 1
-        self._log.info("->[%s] attempting connection", target.address)
+        target.quiet = self._scheduler.now() < target.told_after
+        level = logging.DEBUG if target.quiet else logging.INFO
+        self._log.log(level, "->[%s] attempting connection", target.address)
         self._dial(target.address, target.attempts)
 
     def _set_alarm(self, now: float) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        self._cancel_alarm()
         waiting = [
             target.try_after
             for target in self._targets.values()
             if target.state is TargetState.WAITING and target.try_after is not None
         ]
+        self._waiting = len(waiting)
         if waiting:
             # A target that is due but held back (bounded degree) is looked at again when things have settled.
-            delay = max(min(waiting) - now, 0.0) or self._timing.want_timeout
+            first = min(waiting)
+            self._wake(first if first > now else now + self._timing.want_timeout)
+
+    def _wake(self, at: float) -> None:
+        """Evaluate then, if not before; not for every one of many targets by itself."""
+        if at < self._alarm_at:
+            self._cancel_alarm()
+            self._alarm_at = at
+            delay = max(at - self._scheduler.now(), self._timing.maker_pause)
             self._alarm = self._scheduler.call_later(delay, self.evaluate)
+
+    def _cancel_alarm(self) -> None:
+        self._alarm_at = inf
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     def stop(self) -> None:
         """Dial nothing any more."""
         self._evaluation.cancel()
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self._cancel_alarm()
 
     # --- status ---
 

@@ -213,8 +213,7 @@ class Router:
 
     def dial_failed(self, address: str, error: Exception) -> None:
         """A dialled address did not answer."""
-        self._log.info("->[%s] error during connection attempt: %s", address, error)
-        self.maker.failed(address, error)
+        self.maker.unanswered(address, error)
 
     def connect(self, peers: Iterable[DirectPeer], *, replace: bool = False) -> None:
         """Make these addresses direct targets."""

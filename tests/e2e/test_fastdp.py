@@ -474,4 +474,4 @@ def test_four_in_a_chain() -> None:
         made.underlay.cut(3)
         wait_until("the neighbour is missed", lambda: "fastdp" not in paths(made, 2).get("host3", ""), BACK)
         made.underlay.cut(3, down=False)
-        wait_until("it is back", lambda: ping(attached[1], "10.32.0.4", count=1), 90, 1.0)
+        wait_until("it is back", lambda: ping(attached[1], "10.32.0.4", count=1), BACK)

@@ -122,6 +122,21 @@ def test_a_reconnection_changes_keys_without_a_gap(host: Callable[[Callable[[], 
     host(work)
 
 
+def test_the_key_that_the_peer_has_is_kept_while_new_ones_are_under_way(
+    host: Callable[[Callable[[], None]], None],
+) -> None:
+    """Keys are renewed while nothing passes, and what says so waits with everything else."""
+
+    def work() -> None:
+        made = session(World().start(), 0x1111)
+        had = made.inward[0].spi
+        for _ in range(5):
+            _, told = esp.unpack_body(made.renew())
+        assert spis() == {0x1111, had, told}
+
+    host(work)
+
+
 def test_what_a_router_left_is_kept_while_it_is_served(host: Callable[[Callable[[], None]], None]) -> None:
     def work() -> None:
         session(World().start(), 0x1111)

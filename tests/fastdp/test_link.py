@@ -22,9 +22,11 @@ class Side:
         self.beats = 0
         self.now = 0.0
         self.limit: int | None = None
+        self.said: bool | None = None
 
-    def beat(self) -> int | None:
+    def beat(self, heard: bool | None) -> int | None:
         self.beats += 1
+        self.said = heard
         return self.limit
 
     def send_control(self, tag: int, payload: bytes) -> None:
@@ -48,8 +50,8 @@ class Side:
             self.link.tick(at)
         self.now = when
 
-    def receive(self) -> None:
-        self.link.heartbeat(heartbeat(UID, MTU), self.now)
+    def receive(self, heard: bool | None = None) -> None:
+        self.link.heartbeat(heartbeat(UID, MTU, heard), self.now)
 
     def establish(self) -> None:
         self.link.confirm(self.now)
@@ -142,12 +144,44 @@ def test_the_peer_does_not_hear_us() -> None:
     assert side.heard == [False, True]
 
 
+def test_two_of_ours_return_by_heartbeats_alone() -> None:
+    """The control connection may wait for its turn as long again as nothing passed."""
+    one, other = Side(ours=True), Side(ours=True)
+    for side in (one, other):
+        side.establish()
+        side.until(30.0)
+        side.link.control(Control.HEALTH, b"\0", 30.0)
+        assert side.link.changes == 1 and side.said is False
+    for when in (32.0, 34.0, 36.0):
+        for side in (one, other):
+            side.until(when)
+        for side, peer in ((one, other), (other, one)):
+            side.receive(peer.said)
+    for side in (one, other):
+        assert side.link.trouble == "" and side.link.changes == 2
+        # What had waited comes at last, and is old.
+        side.link.control(Control.HEALTH, b"\0", 36.5)
+        assert side.link.changes == 2
+        side.link.control(Control.HEALTH, b"\0", 45.0)
+        assert side.link.changes == 3, "no heartbeat said anything else for long"
+
+
+def test_a_heartbeat_says_that_ours_are_not_heard() -> None:
+    side = Side(ours=True)
+    side.establish()
+    side.receive(False)
+    assert side.heard == [False] and "the peer receives nothing" in side.link.trouble
+    side.receive(True)
+    assert side.heard == [False, True]
+
+
 def test_2_8_says_nothing_of_health() -> None:
     side = Side(ours=False)
     side.establish()
     side.link.control(Control.HEALTH, b"\0", 1.0)
     side.until(100.0)
     assert (Control.HEALTH, b"\0") not in side.heard and False in side.heard
+    assert side.said is None, "its heartbeats have zeros there"
 
 
 def test_the_path_shrinks(side: Side) -> None:

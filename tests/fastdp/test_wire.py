@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from fastdp.wire import Control, ends, heartbeat, is_heartbeat, packet, vni
+from fastdp.wire import Control, ends, heartbeat, is_heartbeat, packet, said_heard, vni
 from tests.vectors import ROOT
 
 VECTORS = json.loads((ROOT / "overlay/fastdp.json").read_text())
@@ -34,6 +34,12 @@ def test_which_heartbeats_are_taken(one: dict[str, object]) -> None:
     assert taken == bool(one["acks_after_first"])
 
 
+@pytest.mark.parametrize("heard", [True, False, None])
+def test_what_our_heartbeats_say(heard: bool | None) -> None:
+    frame = heartbeat(7, 1376, heard)
+    assert said_heard(frame) is heard and is_heartbeat(frame, 7) and len(frame) == 1390
+
+
 def test_a_captured_session() -> None:
     """Every heartbeat of real routers is taken, and is what we would have sent."""
     uid = int(SESSION["connection_uid"], 16)
@@ -41,6 +47,6 @@ def test_a_captured_session() -> None:
     assert beats
     for one in beats:
         data = bytes.fromhex(one["hex"])
-        assert is_heartbeat(data[8:], uid)
+        assert is_heartbeat(data[8:], uid) and said_heard(data[8:]) is None
         assert packet(one["src_short_id"], one["dst_short_id"], heartbeat(uid, 1376)) == data
     assert any(one.get("hex") == f"0700{Control.HEARTBEAT_ACK:02x}" for one in SESSION["control_messages"])

@@ -124,6 +124,50 @@ def test_a_silent_peer_is_lost_after_a_minute() -> None:
     assert network.clock.run(400, network.agree)
 
 
+@pytest.mark.parametrize("away", [70, 200, 3600])
+def test_who_was_cut_off_is_back_in_seconds(away: int) -> None:
+    """However long nobody answered, and though every host is a direct peer of only one other."""
+    network = Network(1)
+    nodes = [network.add(number) for number in range(1, 6)]
+    for node in nodes[1:]:
+        node.connect(nodes[:1])
+    assert network.clock.run(10, network.agree)
+    network.clock.run(70)
+    network.partition([1], [2, 3, 4, 5])
+    network.clock.run(away)
+    network.partition()
+    everybody = {node.router.ourself for node in nodes}
+    assert network.clock.run(
+        TIMING.retry_silent * 1.5 + 1,
+        lambda: all({*node.router.connections, node.router.ourself} == everybody for node in nodes),
+    )
+
+
+def test_many_silent_addresses_are_asked_in_turn(caplog: pytest.LogCaptureFixture) -> None:
+    network = Network(1)
+    one = network.add(1)
+    absent = [f"10.9.{number >> 8}.{number & 255}:6783" for number in range(300)]
+    one.router.connect([DirectPeer(address, (address,), True) for address in absent])
+    network.clock.run(600)
+    with caplog.at_level("DEBUG", "sim"):
+        network.clock.run(600)
+    asked = [record.args for record in caplog.records if "attempting" in record.message]
+    assert set(asked) == {(address,) for address in absent}
+    assert 0.5 < len(asked) / 600 * TIMING.retry_spacing < 1.2
+    # Back-off is for the log, and at its end by now: two lines an attempt.
+    told = [record for record in caplog.records if record.levelname == "INFO"]
+    assert 0 < len(told) < 1.2 * 2 * len(absent) * 600 / TIMING.retry_max
+
+
+def test_who_refuses_is_left_alone() -> None:
+    """Back-off as ever for a peer that answers and wants nothing of us."""
+    network = Network(1)
+    one, two = network.add(1, passwords=(b"a",)), network.add(2, passwords=(b"b",))
+    two.connect([one])
+    network.clock.run(3600)
+    assert 10 < two.router.termination_count < 25
+
+
 def test_connection_limit() -> None:
     network = Network(1)
     hub = network.add(1, conn_limit=2)
