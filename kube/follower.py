@@ -24,6 +24,8 @@ Key = tuple[str, str]
 # Seconds a watch is asked to last, and those after which a server that did not end it is given up.
 _WATCH = (300, 600)
 _GRACE = 30.0
+# Bookmarks come every minute where they come at all: so long, and a watch that had some is mute.
+_SILENCE = 180.0
 # A watch that brings nothing and is over sooner than this has failed.
 _SHORT = 1.0
 # What passes, though not by asking for something else: no rights, too many requests.
@@ -110,6 +112,15 @@ class Follower:
         self._pause = 0.0
         self._began = 0.0
         self._brought = False
+        self._bookmarks = False
+
+    @property
+    def silence(self) -> float | None:
+        """Seconds without a word after which a watch is to be given up; None where nothing need be said.
+
+        Nobody promises bookmarks: a server that had some and now has none costs one new watch, and is believed then.
+        """
+        return _SILENCE if self._bookmarks else None
 
     def next(self) -> Pause | AskPage | AskWatch:
         if self._pause:
@@ -168,6 +179,7 @@ class Follower:
         except (ValueError, KeyError, TypeError) as error:
             raise KubeError(f"a line of a watch is no event: {raw[:80]!r}") from error
         self._version = version
+        self._bookmarks = self._bookmarks or kind == "BOOKMARK"
         self._well()
         if kind in ("ADDED", "MODIFIED"):
             yield from self._applied(found)
@@ -202,6 +214,7 @@ class Follower:
 
     def _failed(self, text: str, retry_after: float | None = None) -> None:
         self.failures += 1
+        self._bookmarks = False
         self.trouble = text
         self._pause = delay(self.failures, self._rng, retry_after)
 

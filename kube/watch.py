@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from random import Random
 
 from kube.client import Client
@@ -78,7 +78,7 @@ async def _events(
     lines = client.stream(resource, namespace, {**(query or {}), **step.query}, limit=step.limit)
     async with contextlib.aclosing(lines) as chunks:
         opened = False
-        async for chunk in chunks:
+        while (chunk := await _next(chunks, follower.silence, resource.path(namespace))) is not None:
             if not opened:
                 follower.opened(clock())
                 opened = True
@@ -86,3 +86,14 @@ async def _events(
                 for event in follower.line(line):
                     yield event
     follower.ended(clock())
+
+
+async def _next(
+    chunks: AsyncGenerator[Sequence[bytes], None], silence: float | None, path: str
+) -> Sequence[bytes] | None:
+    """What comes next, None at the end. Raises KubeError where nothing has come for so many seconds."""
+    try:
+        async with asyncio.timeout(silence):
+            return await anext(chunks, None)
+    except TimeoutError as error:
+        raise KubeError(f"{path}: no more bookmarks, nor anything else") from error

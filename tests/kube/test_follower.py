@@ -208,6 +208,21 @@ def test_an_open_watch_is_no_trouble_though_nothing_happens(follower: Follower) 
         assert not follower.trouble
 
 
+def test_who_has_sent_bookmarks_sends_more(follower: Follower) -> None:
+    """Where none came, or they ended, silence means nothing."""
+    list(follower.page(page(7)))
+    follower.opened(0.0)
+    list(follower.line(line("ADDED", item("a", 8, "x"))))
+    assert follower.silence is None
+    list(follower.line(line("BOOKMARK", {"metadata": {"resourceVersion": "20"}})))
+    assert follower.silence is not None and 120 < follower.silence < 300
+    follower.ended(400.0)
+    assert follower.silence is not None
+    follower.failed(KubeError("mute"))
+    assert follower.silence is None and follower.next() == Pause(pytest.approx(0.75, abs=0.25))
+    assert isinstance(follower.next(), AskWatch), "no new list"
+
+
 def test_watches_that_end_at_once_count_as_failures(follower: Follower) -> None:
     list(follower.page(page(7)))
     follower.opened(10.0)

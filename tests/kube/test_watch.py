@@ -158,6 +158,20 @@ async def test_a_silent_watch_is_noticed() -> None:
         assert asyncio.get_running_loop().time() - begun < 10
 
 
+async def test_bookmarks_that_end_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is connected and mute, long before the watch should be over."""
+    monkeypatch.setattr("kube.follower._SILENCE", 0.5)
+    async with followed() as (server, model):
+        await asyncio.sleep(1)
+        assert model.follower.watches == 1, "without bookmarks it may be silent"
+        server.bookmark()
+        await model.until(lambda: model.follower.silence is not None)
+        server.stall_watches()
+        put(server, "d")
+        await model.until(lambda: "d" in model.known)
+        assert (model.follower.lists, model.follower.watches, model.follower.silence) == (1, 2, None)
+
+
 async def test_random_trouble_ends_in_agreement() -> None:
     """Two hundred changes between faults of all kinds; in the end both know the same."""
     rng = Random(11)
