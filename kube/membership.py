@@ -113,7 +113,8 @@ class Membership:
             self._departed.clear()
             left = not await self._insist("removing peers of nodes that are gone", self._reclaim_once)
             if self.nodes.synced:
-                await self._dial(dropping=True)
+                # Nobody who went meanwhile: what that one had comes first.
+                await self._dial(dropping=not self._departed.is_set())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._departed.wait(), _LEFT * (1 + self._rng.random()) if left else None)
                 await self._sleep(_HASTE * self._rng.random())
