@@ -33,7 +33,8 @@ from fastdp.maps import (
     unpack_upcall,
 )
 from fastdp.table import KernelTable
-from fastdp.wire import DEFAULT_MTU, Cause, Control, ends, heartbeat, packet
+from fastdp.wire import DEFAULT_MTU, Cause, Control, ends, heartbeat, packet, vni
+from fastdp.wires import Transmitters, Wire, Wires
 from mesh.names import PeerName, peer_label
 from mesh.seams import AttrValue, ConnectionParams, OverlayError
 from overlay.seams import Forwarder, ForwarderEvents, KernelSink, Topology
@@ -170,6 +171,12 @@ class FastForwarder:
         else:
             self.counts["over-path-mtu"] += 1
 
+    def wire(self, number: int) -> Wire | None:
+        """What a transmit device for this link would be, for a network identifier; None where it cannot have one."""
+        if self._v6 or self.esp is not None:
+            return None
+        return Wire(host_text(self.route.local), host_text(self.route.hop), self.port, number)
+
     def attrs(self) -> Mapping[str, AttrValue]:
         attrs: dict[str, AttrValue] = {"name": "fastdp", "mtu": self._path.mtu}
         return attrs if self.esp is None else {**attrs, "encrypted": True}
@@ -296,6 +303,7 @@ class FastDataPath:
         mtu: int = DEFAULT_MTU,
         security: Security,
         log: logging.Logger,
+        transmitters: Transmitters,
     ) -> None:
         self.loop = loop
         self.ourself = topology.ourself
@@ -309,6 +317,7 @@ class FastDataPath:
         self._lost = 0
         self.counts: Counter[str] = Counter()
         self.ipsec, self._no_ipsec = self._begin_ipsec(security)
+        self.wires = Wires(loop, transmitters, kernel.seal, self._rewire, log)
         self.table = KernelTable(
             kernel.maps,
             topology,
@@ -316,6 +325,8 @@ class FastDataPath:
             clock=loop.time,
             later=loop.call_later,
             keep=lambda hop: not security.wanted or self._may_serve(host_text(hop), security),
+            wired=self._wired,
+            wires=self.wires.indices,
         )
         self.table.start(kernel.sleeve, kernel.ctl_index, kernel.port)
 
@@ -333,6 +344,21 @@ class FastDataPath:
     def _may_serve(self, remote: str, security: Security) -> bool:
         """Whether the kernel may go on with what an earlier router did for this host."""
         return security.trusted(remote) or (self.ipsec is not None and self.ipsec.protects(remote))
+
+    def _wired(self, forwarder: Forwarder, number: int) -> int:
+        """The transmit device of a link, for a network identifier; 0 where it has none."""
+        wire = forwarder.wire(number) if isinstance(forwarder, FastForwarder) else None
+        return 0 if wire is None else self.wires.index(wire)
+
+    def _rewire(self) -> None:
+        self.table.rewire()
+
+    def _follow_wires(self) -> None:
+        """Every neighbour on a fast link in clear is to have a transmit device."""
+        ourself = self.short(self.ourself)
+        ends = ((ourself, self.short(link.peer), link) for link in self._links.values() if link.link.established)
+        wanted = (link.wire(vni(one, other)) for one, other, link in ends if one is not None and other is not None)
+        self.wires.follow([wire for wire in wanted if wire is not None], self.table.wires_used())
 
     def attach(self, sink: KernelSink) -> None:
         """Say who gets what comes up, and begin to listen."""
@@ -414,6 +440,7 @@ class FastDataPath:
         if self._timer is not None:
             self._timer.cancel()
         self.loop.remove_reader(self.kernel.ctl)
+        self.wires.close()
         self.kernel.close()
 
     # --- what comes up ---
@@ -448,6 +475,7 @@ class FastDataPath:
         self._timer = self.loop.call_later(_LEARN_INTERVAL, self._learn)
         for port in self.kernel.lost():
             self._renew(port)
+        self._follow_wires()
         for mac, short in self.kernel.learned():
             self._learned(mac, short)
         lost = self.kernel.counts()["event-lost"]

@@ -1,4 +1,4 @@
-// The kernel's part of the fast data path: two programs on every external VXLAN device.
+// The kernel's part of the fast data path: two programs on every external VXLAN device, one on transmit devices.
 //
 // `egress` sees what the bridge sends out of the device: it addresses a frame to the peer behind its MAC, or floods it
 // to our next hops. `ingress` sees what arrives: it checks where from, relays what is for others, learns, floods along
@@ -41,7 +41,7 @@ enum reason { HEARTBEAT = 1, RELAY = 2, FLOOD_SLEEVE = 3, FLOOD_ALL = 4 };
 enum count {
     OUT_UNICAST, OUT_FLOOD, OUT_TO_SLEEVE, IN_UNICAST, IN_FLOOD, RELAYED, FLOODED_ON, TO_DAEMON, HEARTBEATS, MOVED,
     NEW_REMOTE, NEW_LOCAL, LOCAL, STP_DROPPED, MALFORMED, REFLECTED, NO_ROUTE, BAD_SOURCE, UNKNOWN_PEER, FROM_OURSELF,
-    HAIRPIN, LOCAL_FULL, EVENT_LOST, NO_KEY, COUNTS
+    HAIRPIN, LOCAL_FULL, EVENT_LOST, NO_KEY, REFUSED, COUNTS
 };
 
 struct map { __u32 type, key_size, value_size, max_entries, flags; };
@@ -51,8 +51,9 @@ struct config { __u32 ourself, former, sleeve, ctl, port, spare[3]; };
 struct host { __u32 word[4]; };
 // How a peer is reached: addresses of the next hop and of ours for it, the VXLAN device, and what carries frames;
 // `flags` are those of bpf_skb_set_tunnel_key; `link` is where traffic with the next hop is counted;
-// `direct`: it takes nothing but what we captured for it.
-struct peer { struct host hop, local; __u32 device, flags; __u8 kind, direct; __u16 link; };
+// `direct`: it takes nothing but what we captured for it; `wired` is a transmit device, which gives what we captured
+// for this peer the outer header that we would, or 0.
+struct peer { struct host hop, local; __u32 device, flags, wired; __u8 kind, direct; __u16 link; };
 // Next hops of the floods of one source; `sleeve`: others are not carried here.
 struct tree { __u16 count, sleeve; __u16 hops[MAX_HOPS]; };
 struct address { __u64 seen; __u16 peer; __u16 spare[3]; };
@@ -170,13 +171,13 @@ INLINE long aim(struct __sk_buff *skb, const struct peer *next, __u32 vni)
     return failed;
 }
 
-// The same for a frame that leaves by one link only.
-INLINE long send(struct __sk_buff *skb, const struct peer *next, __u32 vni)
+// A frame leaves by one link only.
+INLINE void leaves(struct __sk_buff *skb, const struct peer *next, __u32 what)
 {
     struct traffic *all = links();
     if (all)
         sent(all, next->link, frames(skb), skb->len);
-    return aim(skb, next, vni);
+    note(what);
 }
 
 // Copies to all next hops that we carry frames to; whether there are others. Counted once, however many they are.
@@ -293,9 +294,12 @@ SECTION("egress") int frame_out(struct __sk_buff *skb)
             }
             if (next->kind != FAST)
                 return drop(NO_ROUTE);
-            if (send(skb, next, ourself | peer << 12))
+            leaves(skb, next, OUT_UNICAST);
+            // A key of ours makes the kernel look up a route for every packet; a device of its own remembers it.
+            if (next->wired)
+                return redirect(next->wired, 0);
+            if (aim(skb, next, ourself | peer << 12))
                 return drop(NO_KEY);
-            note(OUT_UNICAST);
             return next->device == skb->ifindex ? TC_ACT_OK : redirect(next->device, 0);
         }
         if (map_lookup(&locals, &target))
@@ -352,9 +356,9 @@ SECTION("ingress") int frame_in(struct __sk_buff *skb)
             return ask(skb, ours, RELAY, vni, &remote);
         if (same(&next->hop, &remote))
             return drop(HAIRPIN);
-        if (send(skb, next, vni))
+        leaves(skb, next, RELAYED);
+        if (aim(skb, next, vni))
             return drop(NO_KEY);
-        note(RELAYED);
         return redirect(next->device, 0);
     }
     if (!(source & GROUP))
@@ -370,4 +374,11 @@ SECTION("ingress") int frame_in(struct __sk_buff *skb)
         return TC_ACT_OK;
     clone_redirect(skb, ours->port, BPF_F_INGRESS);
     return ask(skb, ours, tree ? FLOOD_SLEEVE : FLOOD_ALL, vni, &remote);
+}
+
+// What arrives at a transmit device, whose UDP port is nobody's business, must not come into the host.
+SECTION("refuse") int frame_refused(struct __sk_buff *skb)
+{
+    (void)skb;
+    return drop(REFUSED);
 }

@@ -53,7 +53,8 @@ class Kernel:
             self.adopted = bool(tc.attached(index))
             content = parse(resources.files("fastdp").joinpath(_OBJECT).read_bytes())
             loaded = load(content, existing=maps_of(tc.attached(index)))
-            self._programs: Mapping[str, int] = loaded.programs
+            self._programs: Mapping[str, int] = {name: loaded.programs[name] for name in tc.PARENTS}
+            self._refuse = loaded.programs["refuse"]
             self.maps: Mapping[str, Map] = loaded.maps
             self.port = index
             self.sleeve, self.ctl_index = (int(ip.link_lookup(ifname=name)[0]) for name in (sleeve_name, ctl_name))
@@ -93,6 +94,15 @@ class Kernel:
             tc.attach(ip, index, self._programs)
             return index
 
+    def seal(self, index: int) -> None:
+        """Let nothing in that arrives at a device, and set it up. Raises KernelError."""
+        with self._errors(), IPRoute() as ip:
+            tc.attach(ip, index, {"ingress": self._refuse})
+            try:
+                ip.link("set", index=index, state="up")
+            except NetlinkError as error:
+                raise KernelError(f"it cannot be set up: {os.strerror(error.code)}") from error
+
     @property
     def ports(self) -> list[int]:
         """UDP ports that are listened on."""
@@ -120,7 +130,7 @@ class Kernel:
 
     def close(self) -> None:
         """Leave it running."""
-        for descriptor in (*self._programs.values(), *(one.descriptor for one in self.maps.values())):
+        for descriptor in (*self._programs.values(), self._refuse, *(one.descriptor for one in self.maps.values())):
             os.close(descriptor)
         os.close(self.ctl)
 

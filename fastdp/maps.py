@@ -16,7 +16,7 @@ MAX_LINKS = 512
 KEY = struct.Struct("=I")
 COUNT = struct.Struct("=Q")
 _CONFIG = struct.Struct("=5I12x")
-_PEER = struct.Struct("=16s16sIIBBH")
+_PEER = struct.Struct("=16s16sIIIBBH")
 _HOST_V4 = struct.Struct("=I12x")
 # <linux/bpf.h>: BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_F_DONT_FRAGMENT.
 _IPV6, _NO_CHECKSUM, _NO_FRAGMENTS = 1, 2, 4
@@ -34,10 +34,11 @@ COUNTS = (
     "out-unicast", "out-flood", "out-to-sleeve", "in-unicast", "in-flood", "relayed", "flooded-on", "to-daemon",
     "heartbeats", "moved", "new-remote", "new-local", "local", "stp", "malformed", "reflected", "no-route",
     "bad-source", "unknown-peer", "from-ourself", "hairpin", "local-full", "event-lost", "no-key",
+    "refused",
 )  # fmt: skip
 # Those of them that say that a frame was dropped for a reason worth a look.
 DROPS = (
-    "malformed", "reflected", "no-route", "bad-source", "unknown-peer", "from-ourself", "hairpin", "no-key",
+    "malformed", "reflected", "no-route", "bad-source", "unknown-peer", "from-ourself", "hairpin", "no-key", "refused",
 )  # fmt: skip
 
 
@@ -80,7 +81,8 @@ class Config:
 class Route:
     """How a peer is reached: addresses of the next hop and of ours, the VXLAN device's index, its link's counters.
 
-    `direct`: the next hop takes nothing but what we captured for it.
+    `direct`: the next hop takes nothing but what we captured for it. `wired`: the index of the transmit device for
+    what we captured for this peer, or 0.
     """
 
     kind: Kind
@@ -89,15 +91,16 @@ class Route:
     device: int = 0
     link: int = 0
     direct: bool = False
+    wired: int = 0
 
     def pack(self) -> bytes:
         flags = _NO_FRAGMENTS | (_NO_CHECKSUM if _is_v4(self.hop) else _IPV6)
-        return _PEER.pack(self.hop, self.local, self.device, flags, self.kind, self.direct, self.link)
+        return _PEER.pack(self.hop, self.local, self.device, flags, self.wired, self.kind, self.direct, self.link)
 
     @classmethod
     def unpack(cls, value: bytes) -> "Route":
-        hop, local, device, _, kind, direct, link = _PEER.unpack(value)
-        return cls(Kind(kind), hop, local, device, link, bool(direct))
+        hop, local, device, _, wired, kind, direct, link = _PEER.unpack(value)
+        return cls(Kind(kind), hop, local, device, link, bool(direct), wired)
 
 
 NO_ROUTE = Route(Kind.NONE)

@@ -5,7 +5,7 @@ router may only be starting again, and its kernel goes on forwarding meanwhile. 
 daemon finds in the maps. Source: data plane spec §4.1, §4.5, §6.3.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from fastdp.maps import (
     pack_address,
     unpack_address,
 )
+from fastdp.wire import vni
 from mesh.names import PeerName
 from overlay.seams import Forwarder, Topology
 
@@ -45,7 +46,8 @@ class KernelMap(Protocol):
 class KernelTable:
     """The maps of one node. `fast(forwarder)` is a fast link's peer and route, None for any other link.
 
-    `clock` is monotonic, in seconds; `later` calls something after so many of them.
+    `wired(forwarder, VNI)` is a link's transmit device for what goes under this identifier, 0 for none; `wires` are the
+    indices of all that are there. `clock` is monotonic, in seconds; `later` calls something after so many of them.
     """
 
     def __init__(
@@ -57,12 +59,16 @@ class KernelTable:
         clock: Callable[[], float],
         later: Callable[[float, Callable[[], None]], object],
         keep: Callable[[bytes], bool] = lambda hop: True,
+        wired: Callable[[Forwarder, int], int] = lambda forwarder, number: 0,
+        wires: Callable[[], Collection[int]] = tuple,
     ) -> None:
         self._maps = maps
         self._topology = topology
         self._fast = fast
         self._clock = clock
         self._later = later
+        self._wired = wired
+        self._wires = wires
         self._short: dict[PeerName, int] = {}
         self.owners: dict[int, PeerName] = {}
         self._behind: dict[bytes, PeerName] = {}
@@ -87,6 +93,7 @@ class KernelTable:
                 if route.kind is Kind.FAST and not keep(route.hop):
                     del self._routes[short]
                     self._maps["peers"].set(KEY.pack(short), NO_ROUTE.pack())
+        self._unwire(lambda route: route.wired not in self._wires())
         self._trees = {}
         for key in self._maps["trees"].all_keys():
             value = self._maps["trees"].get(key)
@@ -168,6 +175,23 @@ class KernelTable:
                 self._routes[short] = replace(route, device=index)
                 self._maps["peers"].set(KEY.pack(short), self._routes[short].pack())
 
+    def rewire(self) -> None:
+        """Transmit devices are there that were not, or are gone."""
+        present = self._wires()
+        self._unwire(lambda route: route.wired not in present)
+        self.routes(self._hops)
+
+    def wires_used(self) -> Collection[int]:
+        """Indices of the transmit devices that are sent by."""
+        return {route.wired for route in self._routes.values()}
+
+    def _unwire(self, which: Callable[[Route], bool]) -> None:
+        """These routes have no transmit device any more."""
+        for short, route in self._routes.items():
+            if route.wired and which(route):
+                self._routes[short] = replace(route, wired=0)
+                self._maps["peers"].set(KEY.pack(short), self._routes[short].pack())
+
     def _configure(self, config: Config) -> None:
         if config != self._config:
             self._config = config
@@ -182,9 +206,7 @@ class KernelTable:
             if short is None or name == self._topology.ourself:
                 continue
             if forwarder is not None:
-                neighbour = self._fast(forwarder)
-                usable = neighbour is not None and (neighbour[0] == name or not neighbour[1].direct)
-                wanted[short] = neighbour[1] if neighbour is not None and usable else Route(Kind.SLEEVE)
+                wanted[short] = self._route(name, short, forwarder)
         for short, route in self._routes.items():
             if short not in wanted:
                 wanted[short] = route if route.kind is Kind.FAST and route.hop in self._held else NO_ROUTE
@@ -195,6 +217,16 @@ class KernelTable:
         for short in [short for short in self._trees if short not in self.owners and short not in self._routes]:
             del self._trees[short]
             self._maps["trees"].delete(KEY.pack(short))
+
+    def _route(self, name: PeerName, short: int, forwarder: Forwarder) -> Route:
+        """How a peer is reached over a link."""
+        neighbour = self._fast(forwarder)
+        if neighbour is None:
+            return Route(Kind.SLEEVE)
+        hop, route = neighbour
+        if hop == name:
+            return replace(route, wired=self._wired(forwarder, vni(self._config.ourself, short)))
+        return Route(Kind.SLEEVE) if route.direct else route
 
     def _follow_short_ids(self, names: Sequence[PeerName]) -> None:
         """Who owns which short id: of several that claim one, the lowest name."""
@@ -208,6 +240,7 @@ class KernelTable:
         ourself = self._short.get(self._topology.ourself)
         if ourself is not None and ourself != self._config.ourself:
             config = self._config
+            self._unwire(lambda route: True)  # Their devices send under the former one.
             self._configure(Config(ourself, config.ourself, config.sleeve, config.ctl, config.port))
         # The addresses of a peer that is known no more stay as they are: it may be served for a while still.
         changed = {name for name in names if self._short.get(name) != before.get(name)}

@@ -7,6 +7,7 @@ Only the first one gets what the bridge floods. Source: data plane spec ยง4.2, ย
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from host import transmit
 from host.bridge import error_text
 from host.errors import HostError
 from host.links import Link, by_name, links
@@ -72,13 +73,16 @@ def remove_vxlan(port: int) -> None:
 
 
 def remove_vxlans(bridge: str) -> list[str]:
-    """Remove all such devices of a bridge, so that the kernel forwards nothing more; their names. Raises HostError."""
+    """Remove all such devices of a bridge and transmit devices, so that the kernel forwards nothing more; their names.
+
+    Raises HostError.
+    """
     try:
         with IPRoute() as ip:
             master = by_name(ip, bridge)
             found = [link for link in links(ip) if master is not None and is_ours(link, master.index)]
             for link in found:
                 ip.link("del", index=link.index)
-            return [link.name for link in found]
+        return [*(link.name for link in found), *transmit.remove_all()]
     except NetlinkError as error:
         raise HostError(f"unable to remove VXLAN devices of {bridge}: {error_text(error)}") from error

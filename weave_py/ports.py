@@ -27,6 +27,7 @@ from overlay.seams import Topology
 from weave_py.direct_devices import DirectDevices
 from weave_py.encryption import security
 from weave_py.settings import Settings
+from weave_py.transmit_devices import TransmitDevices
 
 # An underlay that takes at least so many octets takes jumbo frames.
 _JUMBO = 2000
@@ -63,7 +64,10 @@ class Ports:
     ) -> FastDataPath | DirectDataPath | None:
         """The fast data path above it, for a router of this mesh port."""
         if self.kernel is not None:
-            return FastDataPath(loop, topology, self.kernel, port=port, mtu=self.mtu, security=self.security, log=log)
+            return FastDataPath(
+                loop, topology, self.kernel, port=port, mtu=self.mtu, security=self.security, log=log,
+                transmitters=TransmitDevices(self.mtu),
+            )  # fmt: skip
         if self.devices is not None:
             return DirectDataPath(loop, topology, self.devices, port=port, mtu=self.mtu, problem=self.problem, log=log)
         return None

@@ -2,6 +2,7 @@
 
 import errno
 import struct
+from collections.abc import Mapping
 
 import pytest
 from pyroute2 import IPRoute
@@ -44,6 +45,11 @@ def test_the_verifier_says_why() -> None:
         load(Object({"bad": program}, {}, "GPL"))
 
 
+def _ends(programs: Mapping[str, int]) -> dict[str, int]:
+    """Those for the two ends of an interface."""
+    return {name: programs[name] for name in tc.PARENTS}
+
+
 def test_programs_are_found_again_and_keep_their_maps() -> None:
     content = parse(OBJECT.read_bytes())
 
@@ -53,14 +59,14 @@ def test_programs_are_found_again_and_keep_their_maps() -> None:
             index = int(ip.link_lookup(ifname="one")[0])
             assert tc.attached(index) == []
             first = load(content)
-            tc.attach(ip, index, first.programs)
+            tc.attach(ip, index, _ends(first.programs))
             numbers = tc.attached(index)
             assert len(numbers) == 2
             first.maps["sources"].set(b"7" * 16, struct.pack("=I", 1))
             found = maps_of(numbers)
             assert set(found) == set(content.maps)
             second = load(content, existing=found)
-            tc.attach(ip, index, second.programs)
+            tc.attach(ip, index, _ends(second.programs))
             assert len(tc.attached(index)) == 2 and set(tc.attached(index)).isdisjoint(numbers)
             assert second.maps["sources"].all_keys() == [b"7" * 16]
 

@@ -35,7 +35,7 @@ def test_the_object_is_what_the_source_makes(tmp_path: Path) -> None:
 
 def test_what_is_in_it() -> None:
     found = parse(OBJECT.read_bytes())
-    assert set(found.programs) == {"egress", "ingress"}
+    assert set(found.programs) == {"egress", "ingress", "refuse"}
     assert found.licence == "Dual MIT/GPL"
     sizes = {name: (spec.key_size, spec.value_size) for name, spec in found.maps.items()}
     assert sizes == {

@@ -46,7 +46,7 @@ class World:
 
     def __init__(self) -> None:
         self.shorts: dict[PeerName, int | None] = dict(SHORTS)
-        self.maps = {name: Fake(array={"config": 32, "peers": 44}.get(name, 0)) for name in NAMES}
+        self.maps = {name: Fake(array={"config": 32, "peers": 48}.get(name, 0)) for name in NAMES}
         self.now = 100.0
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.links = {peer: object() for peer in (ONE, TWO, THREE)}
