@@ -2,10 +2,13 @@
 
 from typing import Any
 
-from fastdp.datapath import FastDataPath, FastForwarder
+from fastdp.datapath import FastDataPath
 from fastdp.direct import DirectDataPath
+from fastdp.forwarder import FastForwarder
 from fastdp.ipsec import IpsecError, dropped_in_clear
+from fastdp.kernel import interface
 from fastdp.maps import DROPS, NO_SHORT, host_text, unpack_address
+from fastdp.wires import LIMIT
 from fastdp.xfrm import State
 from mesh.names import format_peer_name
 
@@ -24,6 +27,7 @@ def document(path: FastDataPath | DirectDataPath) -> dict[str, Any]:
             "Links": [_link(link) for link in path.links()] or None,
             "Peers": None,
             "MACs": None,
+            "Transmit": None,
             "Counts": dict(sorted(path.counts.items())),
             "Drops": {},
         }
@@ -42,11 +46,13 @@ def document(path: FastDataPath | DirectDataPath) -> dict[str, Any]:
                 "Name": "" if owner is None else format_peer_name(owner),
                 "Path": route.kind.name.lower(),
                 "Hop": host_text(route.hop) if any(route.hop) else "",
+                "Device": interface(route.wired) if route.wired else "",
             }
             for short, owner, route in path.table.shown()
         ]
         or None,
         "MACs": _addresses(path) or None,
+        "Transmit": {"Devices": len(path.wires.indices()), "Limit": LIMIT, "Problem": path.wires.problem},
         "Counts": {name: number for name, number in sorted((counts + path.counts).items()) if number},
         "Drops": {name: counts[name] for name in DROPS} | (dropped_in_clear() if path.ipsec is not None else {}),
     }

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fastdp.datapath import DIRECT_FEATURE, HEALTH_FEATURE, FastForwarder, is_ours, port_of
+from fastdp.forwarder import DIRECT_FEATURE, HEALTH, HEALTH_FEATURE, FastForwarder, is_ours, port_of
 from fastdp.kernel import KernelError, present
 from fastdp.maps import Kind, Route, Traffic, host, host_text
 from fastdp.table import GRACE
@@ -142,7 +142,7 @@ class DirectDataPath:
         self._sink = sink
 
     def features(self) -> Mapping[str, str]:
-        return {HEALTH_FEATURE: "1", DIRECT_FEATURE: "1"}
+        return {HEALTH_FEATURE: HEALTH, DIRECT_FEATURE: "1"}
 
     def now(self) -> float:
         return self.loop.time()

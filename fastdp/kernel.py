@@ -27,13 +27,17 @@ class KernelError(Exception):
     """The kernel's data path cannot be had: one line for a person."""
 
 
+def interface(index: int) -> str:
+    """An interface's name; empty where there is none."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""
+
+
 def present(index: int) -> bool:
     """Whether there is such an interface."""
-    try:
-        socket.if_indextoname(index)
-    except OSError:
-        return False
-    return True
+    return bool(interface(index))
 
 
 class Kernel:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from fastdp.kernel import KernelError, present
@@ -38,6 +39,15 @@ class Wire:
         """Raises ValueError."""
         local, remote, port, vni = text.split()
         return cls(local, remote, int(port), int(vni))
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A device that is there."""
+
+    wire: Wire
+    number: int
+    index: int
 
 
 class Transmitters(Protocol):
@@ -71,10 +81,9 @@ class Wires:
         self._seal = seal
         self._changed = changed
         self._log = log
-        # (number, index) of each.
-        self._made: dict[Wire, tuple[int, int]] = {}
+        self._made: dict[Wire, _Made] = {}
         self._unused: set[Wire] = set()
-        self._job: asyncio.Future[None] | None = None
+        self._job: asyncio.Future[_Made | None] | None = None
         self._retry = 0.0
         self.problem = ""
         # Netlink brings a loop of its own, which cannot run inside ours.
@@ -83,32 +92,34 @@ class Wires:
 
     def index(self, wire: Wire) -> int:
         """The device's index; 0 where there is none."""
-        return self._made.get(wire, (0, 0))[1]
+        made = self._made.get(wire)
+        return 0 if made is None else made.index
 
     def indices(self) -> Collection[int]:
         """Of all that are there."""
-        return {index for _, index in self._made.values()}
+        return {made.index for made in self._made.values()}
 
     def follow(self, wanted: Collection[Wire], used: Collection[int]) -> None:
         """Do the next thing to have those that are `wanted`; `used` are indices of such as are still sent by.
 
         To be called now and then.
         """
-        lost = [wire for wire, (_, index) in self._made.items() if not present(index)]
+        lost = [wire for wire, made in self._made.items() if not present(made.index)]
         for wire in lost:
             del self._made[wire]
         if lost:
             self._changed()
         if self._job is not None:
             return
-        unused = {wire for wire, (_, index) in self._made.items() if wire not in wanted and index not in used}
+        unused = {wire for wire, made in self._made.items() if wire not in wanted and made.index not in used}
         over = next(iter(unused & self._unused), None)
         missing = next((wire for wire in wanted if wire not in self._made), None)
         self._unused = unused
         if over is not None:
-            self._begin(self._remove, over)
+            self._begin(partial(self._remove, self._made.pop(over).number))
         elif missing is not None and len(self._made) < LIMIT and self._loop.time() >= self._retry:
-            self._begin(self._make, missing)
+            taken = {made.number for made in self._made.values()}
+            self._begin(partial(self._make, missing, next(free for free in range(LIMIT) if free not in taken)))
 
     def close(self) -> None:
         """Leave them as they are."""
@@ -124,45 +135,44 @@ class Wires:
                 try:
                     wire = Wire.parse(text)
                     self._seal(index)
-                    self._made[wire] = number, index
+                    self._made[wire] = _Made(wire, number, index)
                 except (KernelError, ValueError):
                     self._devices.remove(number)
         except KernelError as error:
             self.problem = str(error)
 
-    def _make(self, wire: Wire) -> None:
-        taken = {number for number, _ in self._made.values()}
-        number = next(number for number in range(LIMIT) if number not in taken)
+    def _make(self, wire: Wire, number: int) -> _Made:
         index = self._devices.make(number, wire)
         try:
             self._seal(index)
         except KernelError:
             self._devices.remove(number)
             raise
-        self._made[wire] = number, index
+        return _Made(wire, number, index)
 
-    def _remove(self, wire: Wire) -> None:
-        self._devices.remove(self._made.pop(wire)[0])
+    def _remove(self, number: int) -> None:
+        self._devices.remove(number)
 
     # --- jobs ---
 
-    def _begin(self, work: Callable[[Wire], None], wire: Wire) -> None:
-        self._job = self._loop.run_in_executor(self._thread, work, wire)
+    def _begin(self, work: Callable[[], _Made | None]) -> None:
+        self._job = self._loop.run_in_executor(self._thread, work)
         self._job.add_done_callback(self._done)
 
-    def _done(self, job: asyncio.Future[None]) -> None:
+    def _done(self, job: asyncio.Future[_Made | None]) -> None:
         self._job = None
-        error = job.exception()
-        if error is None:
-            self.problem = ""
-        elif isinstance(error, KernelError):
+        try:
+            made = job.result()
+        except KernelError as error:
             self._retry = self._loop.time() + _RETRY
             if str(error) != self.problem:
-                self.problem = str(error)
-                self._log.warning("fastdp: no device of its own for a neighbour: %s", error)
-        else:
-            raise error
-        self._changed()
+                self._log.warning("fastdp: a neighbour has no transmit device: %s", error)
+            self.problem = str(error)
+            return
+        if made is not None:
+            self.problem = ""
+            self._made[made.wire] = made
+            self._changed()
 
 
 def _nothing() -> None:

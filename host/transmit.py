@@ -57,7 +57,8 @@ def devices() -> Sequence[Found]:
             return [
                 _found(int(number), link.index, link.alias)
                 for link in links(ip)
-                if link.kind == _KIND and (number := link.name.removeprefix(PREFIX)).isdecimal()
+                if (link.kind, link.name[: len(PREFIX)]) == (_KIND, PREFIX)
+                and (number := link.name.removeprefix(PREFIX)).isdecimal()
             ]
     except NetlinkError as error:
         raise HostError(f"unable to list transmit devices: {error_text(error)}") from error

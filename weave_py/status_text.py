@@ -200,7 +200,10 @@ def fastdp(report: Document) -> str:
     lines.append("peers:\n")
     for peer in fastdp["Peers"] or ():
         via = f"via {peer['Hop']}" if peer["Hop"] else ""
+        via += f" by {printable(peer['Device'])}" if peer["Device"] else ""
         lines.append(f"   {peer['ShortID']:>4} {names.get(peer['Name'], peer['Name']):<37} {peer['Path']:<6} {via}\n")
+    if fastdp["Transmit"] and fastdp["Transmit"]["Problem"]:
+        lines.append(f"   no transmit device: {printable(fastdp['Transmit']['Problem'])}\n")
     lines.append("addresses:\n")
     for row in fastdp["MACs"] or ():
         lines.append(f"   {row['Mac']} {names.get(row['Name'], row['Name']):<37} {row['Age']:>6.1f} s\n")

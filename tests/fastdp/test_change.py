@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import cast
 
+import pytest
+
 from fastdp.maps import Kind, Route, host
 from fastdp.table import KernelTable
 from lab.net import run
@@ -32,7 +34,10 @@ def address(number: int) -> bytes:
     return b"\x02\xbb" + number.to_bytes(4, "big")
 
 
-def tables(made: Lab) -> tuple[KernelTable, Callable[[str], list[tuple[PeerName, Forwarder | None]]]]:
+Hops = list[tuple[PeerName, Forwarder | None]]
+
+
+def tables(made: Lab, wires: dict[str, int]) -> tuple[KernelTable, Callable[[str], Hops]]:
     """A table over the programs' maps that knows a peer's addresses, and what it is told of next hops."""
     hops = {one: Route(Kind.FAST, host(one), host("10.99.0.2"), made.kernel.port) for one in made.ears}
 
@@ -40,11 +45,12 @@ def tables(made: Lab) -> tuple[KernelTable, Callable[[str], list[tuple[PeerName,
         return FAR, hops[cast(str, forwarder)]
 
     table = KernelTable(
-        made.kernel.maps, cast(Topology, World()), neighbour, clock=time.monotonic, later=lambda *rest: None
-    )
+        made.kernel.maps, cast(Topology, World()), neighbour, clock=time.monotonic, later=lambda *rest: None,
+        wired=lambda forwarder, number: wires.get(cast(str, forwarder), 0), wires=lambda: set(wires.values()),
+    )  # fmt: skip
     table.start(made.kernel.sleeve, made.kernel.ctl_index, made.kernel.port)
 
-    def towards(hop: str) -> list[tuple[PeerName, Forwarder | None]]:
+    def towards(hop: str) -> Hops:
         rest = [(name, cast(Forwarder, "10.99.0.1")) for name in OTHERS]
         return [(US, None), (FAR, cast(Forwarder, hop)), *rest]
 
@@ -54,8 +60,10 @@ def tables(made: Lab) -> tuple[KernelTable, Callable[[str], list[tuple[PeerName,
     return table, towards
 
 
-def test_another_next_hop(lab: Lab) -> None:  # noqa: F811
-    table, towards = tables(lab)
+@pytest.mark.parametrize("wired", [False, True], ids=["by keys", "by transmit devices"])
+def test_another_next_hop(lab: Lab, wired: bool) -> None:  # noqa: F811
+    wires = {hop: lab.wire(one, hop, int(FAR)) for one, hop in enumerate(lab.ears)} if wired else {}
+    table, towards = tables(lab, wires)
     name = lab.underlay.host(2).namespace
     run("ip", "-n", name, "link", "add", "c0", "master", "weave", "type", "veth", "peer", "name", "c1")
     for link in ("c0", "c1", "weave"):
@@ -78,6 +86,8 @@ def test_another_next_hop(lab: Lab) -> None:  # noqa: F811
     for receiver, _ in lab.heard():
         arrived[receiver] += 1
     assert sum(arrived.values()) == FRAMES and all(arrived.values())
+    sent_by = run("ip", "-n", name, "-s", "link", "show", "vethwe-w0") if wired else ""
+    assert not wired or int(sent_by.splitlines()[-1].split()[1]) > FRAMES / 3
     # A busy machine may take longer now and then.
     assert sorted(took)[len(took) // 2] < 0.005
     print(f"median {sorted(took)[len(took) // 2] * 1e3:.2f} ms, worst {max(took) * 1e3:.2f} ms")

@@ -28,7 +28,8 @@ from fastdp.maps import (
     pack_address,
     unpack_upcall,
 )
-from fastdp.wire import packet
+from fastdp.wire import packet, vni
+from host import transmit
 from host.bridge import ensure_bridge
 from host.tap import CONTROL_NAME, TAP_NAME, open_control, open_tap
 from host.vxlan import ensure_vxlan
@@ -40,6 +41,7 @@ from tests.vectors import ROOT
 SESSION = json.loads((ROOT / "overlay/fastdp-relay-session.json").read_text())
 RELAY = "02:00:00:00:00:02"
 PORT = 6784
+LISTENS = 6999
 ONE, OURSELF, THREE, FOUR = 2911, 4026, 2217, 2639
 LOCAL = bytes.fromhex("02aa00000200")
 _ALL = 3
@@ -92,9 +94,22 @@ class Lab:
     def write(self, name: str, key: int, value: bytes) -> None:
         self.kernel.maps[name].set(KEY.pack(key), value)
 
-    def route(self, short: int, kind: Kind, hop: str = "0.0.0.0") -> None:
+    def wire(self, number: int, hop: str, short: int) -> int:
+        """A transmit device of the second host, for what it captured for a peer; its index."""
+        aim = transmit.Aim("10.99.0.2", hop, PORT, vni(OURSELF, short))
+
+        def make() -> int:
+            index = transmit.make(number, "a test", aim, LISTENS, 1376)
+            self.kernel.seal(index)
+            return index
+
+        return within(self.underlay.host(2).namespace, make)
+
+    def route(self, short: int, kind: Kind, hop: str = "0.0.0.0", wired: int = 0) -> None:
         # Traffic with a host is counted under its number.
-        route = Route(kind, host(hop), host("10.99.0.2"), self.kernel.port, int(hop.rpartition(".")[2]))
+        route = Route(
+            kind, host(hop), host("10.99.0.2"), self.kernel.port, int(hop.rpartition(".")[2]), wired=wired
+        )  # fmt: skip
         self.write("peers", short, route.pack())
 
 

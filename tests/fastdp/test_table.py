@@ -8,6 +8,7 @@ import pytest
 
 from fastdp.maps import KEY, NO_SHORT, Config, Kind, Route, Tree, host, mac_key, pack_address, unpack_address
 from fastdp.table import GRACE, KernelTable
+from fastdp.wire import vni
 from mesh.names import PeerName
 from overlay.seams import Forwarder, Topology
 
@@ -52,12 +53,22 @@ class World:
         self.links = {peer: object() for peer in (ONE, TWO, THREE)}
         self.slow = object()
         self.direct: set[PeerName] = set()
+        # Transmit devices by peer, for the identifiers they send under.
+        self.wires: dict[PeerName, tuple[int, int]] = {}
         self.table = self.start()
 
     def start(self) -> KernelTable:
-        table = KernelTable(self.maps, cast(Topology, self), self.fast, clock=lambda: self.now, later=self.call_later)
+        table = KernelTable(
+            self.maps, cast(Topology, self), self.fast, clock=lambda: self.now, later=self.call_later,
+            wired=self.wired, wires=lambda: {index for index, _ in self.wires.values()},
+        )  # fmt: skip
         table.start(5, 6, 7)
         return table
+
+    def wired(self, forwarder: Forwarder, number: int) -> int:
+        peer = next(peer for peer, link in self.links.items() if link is forwarder)
+        index, under = self.wires.get(peer, (0, 0))
+        return index if under == number else 0
 
     def short_id(self, name: PeerName) -> int | None:
         return self.shorts.get(name)
@@ -253,3 +264,69 @@ def test_a_device_in_place_of_another(world: World) -> None:
     world.write({ONE: world.links[ONE], TWO: world.slow})
     world.table.moved(4, 9)
     assert world.peer(ONE) == replace(route(ONE), device=9) and world.peer(TWO).kind is Kind.SLEEVE
+
+
+def wire(world: World, peer: PeerName, index: int) -> Route:
+    """Give a peer a transmit device; its route then."""
+    world.wires[peer] = index, vni(cast(int, world.shorts[US]), cast(int, world.shorts[peer]))
+    return replace(route(peer), wired=index)
+
+
+def test_neighbours_are_reached_by_transmit_devices(world: World) -> None:
+    """And none behind them: those frames go under other identifiers."""
+    world.write({ONE: world.links[ONE], TWO: world.links[ONE], THREE: world.slow})
+    wired = wire(world, ONE, 40)
+    world.table.rewire()
+    assert world.peer(ONE) == wired and world.peer(TWO) == route(ONE) and world.peer(THREE).kind is Kind.SLEEVE
+    assert 40 in world.table.wires_used()
+    world.wires.clear()
+    world.table.rewire()
+    assert world.peer(ONE) == route(ONE) and 40 not in world.table.wires_used()
+
+
+def test_a_link_that_ended_keeps_its_transmit_device(world: World) -> None:
+    hop = route(ONE).hop
+    wired = wire(world, ONE, 40)
+    world.table.admit(hop)
+    world.write({ONE: world.links[ONE]})
+    world.table.leave(hop)
+    world.write({})
+    assert world.peer(ONE) == wired and 40 in world.table.wires_used()
+    world.wires.clear()
+    world.table.rewire()
+    assert world.peer(ONE) == route(ONE), "somebody removed the device"
+    world.wait(GRACE + 1)
+    assert world.peer(ONE).kind is Kind.NONE
+
+
+def test_another_short_id_needs_other_devices(world: World) -> None:
+    """Ours or the peer's; until they are there the program addresses the frames."""
+    wire(world, ONE, 40)
+    wire(world, TWO, 41)
+    world.table.admit(route(TWO).hop)
+    world.write({ONE: world.links[ONE], TWO: world.links[TWO]})
+    world.table.leave(route(TWO).hop)
+    world.write({ONE: world.links[ONE]})
+    world.shorts[US] = 0x999
+    world.write({ONE: world.links[ONE]})
+    assert world.peer(ONE) == route(ONE) and world.peer(TWO) == route(TWO)
+    wired = wire(world, ONE, 42)
+    world.table.rewire()
+    assert world.peer(ONE) == wired
+    world.shorts[ONE] = SHORTS[ONE] = 0x555
+    try:
+        world.write({ONE: world.links[ONE]})
+        assert world.peer(ONE) == route(ONE)
+    finally:
+        SHORTS[ONE] = 0x222
+
+
+def test_a_new_daemon_takes_transmit_devices_over(world: World) -> None:
+    for peer, index in ((ONE, 40), (TWO, 41)):
+        world.table.admit(route(peer).hop)
+        wire(world, peer, index)
+    world.write({ONE: world.links[ONE], TWO: world.links[TWO]})
+    del world.wires[TWO]
+    world.table = world.start()
+    world.write({})
+    assert world.peer(ONE) == replace(route(ONE), wired=40) and world.peer(TWO) == route(TWO)
