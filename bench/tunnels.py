@@ -113,7 +113,7 @@ def attach(router: Router, *, from_host: bool = False) -> str:
     run("ip", "netns", "add", container)
     run("ip", "-n", container, "link", "set", "lo", "up")
     if router.foreign:
-        plug(host.namespace, container, host.number, [cidr])
+        plug(host.namespace, container, host.number, [cidr], offload=router.fastdp)
     else:
         weave(host, "attach", cidr, container)
     return container

@@ -172,13 +172,17 @@ def require_root() -> None:
         raise LabError("this makes network namespaces: run it as root (sudo)")
 
 
-def plug(host: str, container: str, number: int, cidrs: Sequence[str]) -> None:
-    """Attach a container by hand, as an operator of a foreign router would: a veth, addresses, no offload."""
+def plug(host: str, container: str, number: int, cidrs: Sequence[str], *, offload: bool = False) -> None:
+    """Attach a container by hand, as an operator of a foreign router would: a veth, addresses.
+
+    `offload`: its frames may be unfinished, which only a router whose frames the kernel carries can take.
+    """
     port, guest = f"vethwepl{number}", f"vethwepg{number}"
     mtu = run(*inside(host, "cat", "/sys/class/net/weave/mtu")).strip()
     run("ip", "-n", host, "link", "add", port, "mtu", mtu, "type", "veth", "peer", "name", guest, "mtu", mtu)
     run("ip", "-n", host, "link", "set", port, "master", "weave")
-    run(*inside(host, "ethtool", "-K", guest, "tx", "off"), check=False)
+    if not offload:
+        run(*inside(host, "ethtool", "-K", guest, "tx", "off"), check=False)
     run("ip", "-n", host, "link", "set", guest, "netns", container)
     run("ip", "-n", container, "link", "set", guest, "name", "ethwe")
     run("ip", "-n", host, "link", "set", port, "up")
