@@ -99,6 +99,10 @@ class KernelTable:
             value = self._maps["trees"].get(key)
             if value is not None:
                 self._trees[KEY.unpack(key)[0]] = Tree.unpack(value)
+        # Floods that nobody asked us about: these trees are followed from the first time they are written.
+        self._inherited = set(self._trees)
+        if self._inherited:
+            self._later(GRACE, self._disinherit)
         found = []
         for address in self._maps["sources"].all_keys():
             if keep(address):
@@ -110,6 +114,13 @@ class KernelTable:
             number = KEY.unpack(self._maps["sources"].get(address) or KEY.pack(0))[0]
             self._counters[address] = number
             self._hold(address)
+
+    def _disinherit(self) -> None:
+        """Forget the trees that another daemon left and nobody keeps up to date: the next such flood asks us."""
+        for short in self._inherited:
+            if self._trees.pop(short, None) is not None:
+                self._maps["trees"].delete(KEY.pack(short))
+        self._inherited.clear()
 
     def short(self, name: PeerName) -> int | None:
         """The short id by which a peer is addressed; None where it has none of its own."""
@@ -253,6 +264,7 @@ class KernelTable:
         short = self._short.get(source)
         if short is None:
             return
+        self._inherited.discard(short)
         if hops is None:
             if self._trees.pop(short, None) is not None:
                 self._maps["trees"].delete(KEY.pack(short))

@@ -228,6 +228,22 @@ def test_a_new_daemon_takes_over(world: World) -> None:
     assert world.peer(ONE).kind is Kind.NONE and not world.maps["sources"].rows
 
 
+def test_trees_of_another_daemon_are_followed_or_forgotten(world: World) -> None:
+    world.write({ONE: world.links[ONE], TWO: world.links[TWO]})
+    world.flood(ONE, world.links[TWO])
+    world.flood(TWO, world.links[ONE])
+    world.timers.clear()
+    world.table = world.start()
+    world.write({ONE: world.links[ONE], TWO: world.links[TWO]})
+    world.wait(1)
+    assert world.tree(ONE) is not None and world.tree(TWO) is not None
+    world.flood(ONE, world.links[THREE])
+    world.wait(GRACE)
+    # Nobody writes the other one: it would stay as it was, whatever becomes of the mesh.
+    assert world.tree(TWO) is None
+    assert world.tree(ONE) is not None
+
+
 def test_another_short_id_of_ours(world: World) -> None:
     world.write({})
     world.shorts[US] = 0x999
