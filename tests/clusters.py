@@ -5,9 +5,10 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lab.net import LabError, Underlay, plug
 from lab.router import Router, peer_name, wait_until, weave
@@ -147,13 +148,19 @@ class Cluster:
         )
 
     def await_routes(self, timeout: float = 40.0) -> float:
-        """Seconds until every router has a route for frames to every other."""
-        count = len(self.routers)
-        return wait_until(
-            "routes to everybody",
-            lambda: all(len(r.report()["Router"]["UnicastRoutes"]) == count for r in self.routers.values()),
-            timeout,
-        )
+        """Seconds until every router has a route for frames to every other, and all of them see the same links.
+
+        A link is told to the others up to a second after it is established. Until then somebody may pass on a flood
+        that its origin sends there itself.
+        """
+
+        def settled() -> bool:
+            reports = [router.report()["Router"] for router in self.routers.values()]
+            return all(len(report["UnicastRoutes"]) == len(reports) for report in reports) and (
+                len({seen_links(report) for report in reports}) == 1
+            )
+
+        return wait_until("routes to everybody", settled, timeout)
 
     def stop(self) -> None:
         for router in self.routers.values():
@@ -169,6 +176,15 @@ def _address(router: Router, ident: str, form: str) -> str:
         return router.allocate(ident, "" if rest == "default" else rest)
     router.claim(ident, rest)
     return rest
+
+
+def seen_links(report: Mapping[str, Any]) -> frozenset[tuple[str, str, bool]]:
+    """All links as one router sees them: from, to, and whether the first of the two calls it established."""
+    return frozenset(
+        (peer["Name"], link["Name"], link["Established"])
+        for peer in report["Peers"]
+        for link in peer["Connections"] or ()
+    )
 
 
 def mesh_links(count: int) -> dict[int, set[int]]:
