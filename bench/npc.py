@@ -41,7 +41,8 @@ def main() -> None:
     started, worked = time.perf_counter(), time.process_time()
     model = Model()
     for kind, documents in kept.items():
-        model.sync(kind, documents)
+        for document in documents:
+            model.apply(kind, document)
     modelled = time.perf_counter()
     planner = Planner(model, NODE)
     change = planner.update(model.take())

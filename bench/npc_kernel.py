@@ -52,7 +52,8 @@ def measure(wanted: argparse.Namespace) -> None:
     started = time.perf_counter()
     model = Model()
     for kind, documents in trimmed.items():
-        model.sync(kind, documents)
+        for document in documents:
+            model.apply(kind, document)
     planner = Planner(model, NODE)
     planner.update(model.take())
     planned = time.perf_counter()

@@ -23,11 +23,6 @@ class Family(Enum):
     V4 = CHANNEL_V4
     V6 = CHANNEL_V6
 
-    @property
-    def address_size(self) -> int:
-        """Bytes."""
-        return 4 if self is Family.V4 else 16
-
 
 class Message(NamedTuple):
     """Entries, and the Unix second at which they were first said."""

@@ -18,7 +18,7 @@ Expression = bytes
 
 _IFNAMSIZ = 16
 _REGISTER = 1
-_META_MARK, _META_IIF, _META_OIF, _META_IIFNAME, _META_OIFNAME = 3, 4, 5, 6, 7
+_META_MARK, _META_IIFNAME, _META_OIFNAME = 3, 6, 7
 _META_NFPROTO, _META_L4PROTO, _META_SECPATH = 15, 16, 25
 _RT_XFRM = 4
 _NFPROTO = {4: 2, 6: 10}
@@ -124,16 +124,6 @@ def out_interface(name: str, *, negate: bool = False) -> Expression:
     return _load_meta(_META_OIFNAME) + _compare(interface_key(name), negate)
 
 
-def in_index(index: int, *, negate: bool = False) -> Expression:
-    """Packets that came in through the interface of this number: cheaper than its name, gone with it."""
-    return _load_meta(_META_IIF) + _compare(_native(index), negate)
-
-
-def out_index(index: int, *, negate: bool = False) -> Expression:
-    """Packets that leave through the interface of this number."""
-    return _load_meta(_META_OIF) + _compare(_native(index), negate)
-
-
 def mark(value: int, mask: int = 0xFFFFFFFF, *, negate: bool = False) -> Expression:
     """Packets whose mark, under the mask, is this."""
     masked = b"" if mask == 0xFFFFFFFF else _bitwise(_native(mask))
@@ -175,19 +165,9 @@ def destination_port(protocol: Protocol, port: int) -> Expression:
     return _port(protocol, 2, port)
 
 
-def source_in(name: str, version: int, *, negate: bool = False) -> Expression:
-    """Packets of IP `version` whose source is in the table's set `name`."""
-    return _family(version) + _payload(_NETWORK_HEADER, *_SOURCE[version]) + _lookup(name, negate)
-
-
 def destination_in(name: str, version: int, *, negate: bool = False) -> Expression:
     """Packets of IP `version` whose destination is in the table's set `name`."""
     return _family(version) + _payload(_NETWORK_HEADER, *_DESTINATION[version]) + _lookup(name, negate)
-
-
-def in_interface_of(name: str, *, negate: bool = False) -> Expression:
-    """Packets that came in through an interface whose name is in the table's set `name`."""
-    return _load_meta(_META_IIFNAME) + _lookup(name, negate)
 
 
 def state(wanted: State) -> Expression:

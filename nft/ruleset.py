@@ -214,10 +214,6 @@ class Transaction:
         """The same from text: addresses, networks, ports, names of interfaces. Raises ValueError."""
         self.add_members(name, key, _members(key, values, interval), interval=interval)
 
-    def delete_elements(self, name: str, key: Key, values: Iterable[str], *, interval: bool = False) -> None:
-        """Take out what text names. Raises ValueError."""
-        self.delete_members(name, key, _members(key, values, interval), interval=interval)
-
     def flush_set(self, name: str) -> None:
         """An existing set without its elements."""
         self._add(_DELELEMENT, 0, string(2, name), self._named("set", name))

@@ -94,23 +94,6 @@ class Model:
         elif kind == "Node":
             self._set_node(name, None)
 
-    def sync(self, kind: str, documents: Iterable[Document]) -> None:
-        """All objects of a kind, as a list of the API has them; others are gone."""
-        there = set()
-        for document in documents:
-            metadata = document["metadata"]
-            there.add((metadata.get("namespace") or "", metadata["name"]))
-            self.apply(kind, document)
-        for namespace, name in self._keys(kind) - there:
-            self.delete(kind, name, namespace)
-
-    def _keys(self, kind: str) -> set[tuple[str, str]]:
-        if kind == "Pod":
-            return set(self.pods)
-        if kind == "NetworkPolicy":
-            return set(self.policies)
-        return {("", name) for name in (self.namespaces if kind == "Namespace" else self.nodes)}
-
     # --- policies ---
 
     def _apply_policy(self, new: Policy) -> None:

@@ -90,19 +90,8 @@ def test_the_same_object_again_touches_nothing() -> None:
         model.apply(kind, document)
     assert model.take() == model.everything()
     for kind, document in listed.items():
-        model.sync(kind, [document])
+        model.apply(kind, document)
     assert model.take() == Touched()
-
-
-def test_a_list_after_a_gap_forgets_what_is_gone() -> None:
-    model = Model()
-    model.sync("Pod", [a_pod("a"), a_pod("b", "10.32.0.6")])
-    model.take()
-    model.sync("Pod", [a_pod("b", "10.32.0.6")])
-    assert model.take().pods == {("shop", "a")}
-    for kind in ("Namespace", "NetworkPolicy", "Node"):
-        model.sync(kind, [])
-    assert not model.take()
 
 
 def test_a_refused_policy_isolates_until_it_changes() -> None:

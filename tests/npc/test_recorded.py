@@ -33,8 +33,9 @@ def test_a_recorded_life_of_pods_trimmed_and_whole() -> None:
         ("Namespace", listed("ns-list")),
         ("NetworkPolicy", [policy]),
     ):
-        whole.sync(kind, documents)
-        trimmed.sync(kind, [TRIM[kind](each) for each in documents])
+        for document in documents:
+            whole.apply(kind, document)
+            trimmed.apply(kind, TRIM[kind](document))
     isolated = []
     for _, event in recorded("pods-from-rv")["lines"]:
         if event["type"] == "BOOKMARK":
@@ -59,8 +60,9 @@ def test_a_recorded_policy_lets_pass_what_it_says() -> None:
     model = Model()
     policy = recorded("np-create")["response"]["body"]
     policy["spec"]["podSelector"] = {}
-    model.sync("NetworkPolicy", [policy])
-    model.sync("Pod", listed("pods-list-running"))
+    model.apply("NetworkPolicy", policy)
+    for pod in listed("pods-list-running"):
+        model.apply("Pod", pod)
     (first, *_) = (pod for pod in model.pods.values() if model.addresses(pod.key))
     target = model.addresses(first.key)[0]
     sources = [("10.2.0.1", True), ("10.1.0.1", False)]
