@@ -9,7 +9,7 @@
 
 #define READS 256
 #define BATCH 128
-#define BATCH_BYTES (1u << 19)
+#define BATCH_BYTES (1u << 18)
 
 struct tx {
     core *core;
