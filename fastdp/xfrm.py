@@ -16,11 +16,12 @@ from enum import IntEnum
 from ipaddress import IPv4Address, ip_address
 from types import TracebackType
 
+from nft.netlink import ACK, DONE, DUMP, ERRNO, ERROR, each_message, opened, request
+
 _NETLINK_XFRM = 6
 _NEWSA, _DELSA, _GETSA, _NEWPOLICY, _DELPOLICY, _GETPOLICY, _ALLOCSPI = range(0x10, 0x17)
 _UPDPOLICY, _UPDSA = 0x19, 0x1A
-_ERROR, _DONE = 2, 3
-_REQUEST, _ACK, _DUMP, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
+_EXCLUSIVE, _CREATE = 0x200, 0x400
 _TEMPLATE, _AEAD, _MARK, _REPLAY = 5, 18, 21, 23
 _ESP = socket.IPPROTO_ESP
 _UDP = socket.IPPROTO_UDP
@@ -32,9 +33,7 @@ _FOREVER = struct.pack("=4Q4Q", *(4 * [2**64 - 1]), 0, 0, 0, 0)
 # Smaller ones are reserved.
 _SPI_MIN, _SPI_MAX = 0x100, 0xFFFFFFFF
 
-_HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
-_ERRNO = struct.Struct("=i")
 # daddr, saddr, dport, mask, sport, mask, family, prefix lengths, protocol, interface, user.
 _SELECTOR = struct.Struct("=16s16s8sHBBB3xiI")
 _PORTS = struct.Struct(">HHHH")
@@ -103,11 +102,9 @@ class Xfrm:
 
     def __init__(self) -> None:
         try:
-            self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_XFRM)
+            self._sock = opened(_NETLINK_XFRM, _TIMEOUT)
         except OSError as error:
             raise XfrmError("no IPsec in this kernel", error.errno or 0) from error
-        self._sock.settimeout(_TIMEOUT)
-        self._sock.bind((0, 0))
         self._sequence = 0
 
     def __enter__(self) -> "Xfrm":
@@ -179,10 +176,10 @@ class Xfrm:
 
     def _request(self, kind: int, flags: int, content: bytes) -> None:
         self._sequence += 1
-        self._sock.send(_HEADER.pack(_HEADER.size + len(content), kind, flags | _REQUEST, self._sequence, 0) + content)
+        self._sock.send(request(kind, flags, self._sequence, content))
 
     def _send(self, kind: int, flags: int, content: bytes, what: str) -> None:
-        self._request(kind, flags | _ACK, content)
+        self._request(kind, flags | ACK, content)
         for _kind, _content in self._answers(what):
             return
 
@@ -193,10 +190,10 @@ class Xfrm:
         raise XfrmError(f"unable to {what}", errno.EIO)
 
     def _dump(self, kind: int, what: str) -> list[bytes]:
-        self._request(kind, _DUMP, b"")
+        self._request(kind, DUMP, b"")
         found = []
         for answer_kind, content in self._answers(f"read {what}"):
-            if answer_kind == _DONE:
+            if answer_kind == DONE:
                 break
             found.append(content)
         return found
@@ -208,14 +205,10 @@ class Xfrm:
                 datagram = self._sock.recv(_RECEIVE)
             except OSError as error:
                 raise XfrmError(f"unable to {what}", error.errno or errno.ETIMEDOUT) from error
-            position = 0
-            while position + _HEADER.size <= len(datagram):
-                size, kind, _flags, sequence, _port = _HEADER.unpack_from(datagram, position)
-                content = datagram[position + _HEADER.size : position + size]
-                position += size + (-size % 4)
+            for kind, _flags, sequence, content in each_message(datagram):
                 if sequence != self._sequence:
                     continue
-                if kind == _ERROR and (number := -_ERRNO.unpack_from(content)[0]):
+                if kind == ERROR and (number := -ERRNO.unpack_from(content)[0]):
                     raise XfrmError(f"unable to {what}", number)
                 yield kind, content
 

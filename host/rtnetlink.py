@@ -17,17 +17,16 @@ from types import TracebackType
 
 from host.links import Link
 from host.routes import Route
+from nft.netlink import ACK, DONE, DUMP, ERRNO, ERROR, each_message, opened, request
 
-_NLMSG = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBi")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _ATTRIBUTE = struct.Struct("=HH")
-_ERRNO = struct.Struct("=i")
 _U32 = struct.Struct("=I")
+_S32 = struct.Struct("=i")
 _U64 = struct.Struct("=Q")
-_ERROR, _DONE = 2, 3
-_REQUEST, _ACK, _DUMP, _EXCL, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
+_EXCL, _CREATE = 0x200, 0x400
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
 _NEWADDR, _GETADDR, _NEWROUTE, _SETNEIGHTBL, _GETNSID = 20, 22, 24, 67, 90
 _UP = 0x1
@@ -54,8 +53,7 @@ class Rtnetlink:
     """A session in the namespace of the thread that opens it."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        self._socket.settimeout(_TIMEOUT)
+        self._socket = opened(socket.NETLINK_ROUTE, _TIMEOUT)
         self._sequence = 0
 
     def __enter__(self) -> "Rtnetlink":
@@ -151,7 +149,7 @@ class Rtnetlink:
     def namespace_number(self, descriptor: int) -> int | None:
         """The number by which this namespace knows another; None if it has none."""
         payload = self._ask(_GETNSID, 0, bytes(4) + _u32(_NETNSA_FD, descriptor))[0]
-        number = _ERRNO.unpack(dict(_attributes(payload[4:]))[_NETNSA_NSID])[0]
+        number = _S32.unpack(dict(_attributes(payload[4:]))[_NETNSA_NSID])[0]
         return None if number < 0 else int(number)
 
     # --- addresses and routes ---
@@ -159,7 +157,7 @@ class Rtnetlink:
     def addresses(self, index: int) -> list[str]:
         """All addresses of an interface but the link-local ones, `ip/prefix`."""
         found = []
-        for payload in self._ask(_GETADDR, _DUMP, _IFADDR.pack(0, 0, 0, 0, index)):
+        for payload in self._ask(_GETADDR, DUMP, _IFADDR.pack(0, 0, 0, 0, index)):
             _, prefix, _, scope, at = _IFADDR.unpack_from(payload)
             if at == index and scope != _SCOPE_LINK:
                 have = dict(_attributes(payload[_IFADDR.size :]))
@@ -211,34 +209,27 @@ class Rtnetlink:
     # --- messages ---
 
     def _do(self, kind: int, flags: int, body: bytes) -> None:
-        self._ask(kind, flags | _ACK, body)
+        self._ask(kind, flags | ACK, body)
 
     def _ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
         """The payloads of the answer, without headers."""
         self._sequence += 1
-        self._socket.send(_NLMSG.pack(_NLMSG.size + len(body), kind, flags | _REQUEST, self._sequence, 0) + body)
+        self._socket.send(request(kind, flags, self._sequence, body))
         found: list[bytes] = []
         while True:
-            for answer, payload in self._messages():
-                if answer == _ERROR:
-                    code = _ERRNO.unpack_from(payload)[0]
+            for answer, _, sequence, payload in each_message(self._socket.recv(_RECEIVE)):
+                if sequence != self._sequence:
+                    continue
+                if answer == ERROR:
+                    code = ERRNO.unpack_from(payload)[0]
                     if code:
                         raise OSError(-code, os.strerror(-code))
                     return found
-                if answer == _DONE:
+                if answer == DONE:
                     return found
                 found.append(payload)
-            if not flags & (_DUMP | _ACK):
+            if not flags & (DUMP | ACK):
                 return found
-
-    def _messages(self) -> Iterator[tuple[int, bytes]]:
-        data = self._socket.recv(_RECEIVE)
-        at = 0
-        while at + _NLMSG.size <= len(data):
-            size, kind, _, sequence, _ = _NLMSG.unpack_from(data, at)
-            if sequence == self._sequence:
-                yield kind, data[at + _NLMSG.size : at + size]
-            at += max((size + 3) & ~3, _NLMSG.size)
 
 
 def _attribute(kind: int, payload: bytes) -> bytes:

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nft.wire import NETLINK_NETFILTER, attributes, each_message, text
+from nft.netlink import each_message
+from nft.wire import NETLINK_NETFILTER, attributes, text
 
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _GROUP = 7

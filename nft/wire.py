@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+from nft.netlink import ACK, DONE, DUMP, ERRNO, ERROR, HEADER, each_message, opened, request
+
 NETLINK_NETFILTER = 12
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-_NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 _NLM_F_CAPPED, _NLM_F_ACK_TLVS, _NLM_F_DUMP_INTERRUPTED = 0x100, 0x200, 0x10
 NLM_F_CREATE = 0x400
 NLM_F_APPEND = 0x800
@@ -28,10 +28,8 @@ _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NLA_F_NESTED = 0x8000
 _NLA_TYPE_MASK = 0x3FFF
 _ERROR_MESSAGE = 1
-_HEADER = struct.Struct("=IHHII")
 _NFGENMSG = struct.Struct(">BBH")
 _ATTRIBUTE = struct.Struct("=HH")
-ERRNO = struct.Struct("=i")
 _TIMEOUT = 5.0
 _RECEIVE = 1 << 17
 # What the kernel says while another transaction is in its way, or while it has no memory for an answer.
@@ -170,14 +168,14 @@ class Channel:
         parts = [encode(_BATCH_BEGIN, 0, first - 1, 0, _SUBSYSTEM, b"")]
         last = first + len(messages) - 1
         for sequence, message in enumerate(messages, first):
-            flags = message.flags | (NLM_F_ACK if sequence == last else 0)
+            flags = message.flags | (ACK if sequence == last else 0)
             parts.append(encode(_SUBSYSTEM << 8 | message.kind, flags, sequence, message.family, 0, message.body))
         parts.append(encode(_BATCH_END, 0, last + 1, 0, _SUBSYSTEM, b""))
         self._send(b"".join(parts), messages[0].what)
         while True:
             for kind, flags, sequence, payload in each_message(self._receive(messages[-1].what)):
                 position = sequence - first
-                if kind != NLMSG_ERROR or not -1 <= position < len(messages):
+                if kind != ERROR or not -1 <= position < len(messages):
                     continue
                 number = -ERRNO.unpack_from(payload)[0]
                 if number:
@@ -194,15 +192,15 @@ class Channel:
         wanted = self._next(1)
         found: list[Attributes] = []
         interrupted = False
-        self._send(encode(_SUBSYSTEM << 8 | kind, NLM_F_DUMP, wanted, family, 0, body), what)
+        self._send(encode(_SUBSYSTEM << 8 | kind, DUMP, wanted, family, 0, body), what)
         while True:
             for answer_kind, flags, sequence, payload in each_message(self._receive(what)):
                 if sequence != wanted:
                     continue
                 interrupted = interrupted or bool(flags & _NLM_F_DUMP_INTERRUPTED)
-                if answer_kind == NLMSG_DONE:
+                if answer_kind == DONE:
                     return None if interrupted else found
-                if answer_kind == NLMSG_ERROR:
+                if answer_kind == ERROR:
                     number = -ERRNO.unpack_from(payload)[0]
                     raise NftError(f"unable to read {what}: {os.strerror(number)}", number)
                 found.append(dict(attributes(payload[_NFGENMSG.size :])))
@@ -269,36 +267,22 @@ def dump(kind: int, family: int, body: bytes, what: str) -> list[Attributes]:
 
 
 def _socket() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
-    sock.settimeout(_TIMEOUT)
+    sock = opened(NETLINK_NETFILTER, _TIMEOUT)
     for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
         # Only for a better word in errors.
         with contextlib.suppress(OSError):
             sock.setsockopt(_SOL_NETLINK, option, 1)
-    sock.bind((0, 0))
     return sock
 
 
 def encode(kind: int, flags: int, sequence: int, family: int, resource: int, body: bytes) -> bytes:
     """One message of a netfilter subsystem: `kind` holds its number in the upper byte; `resource` in host order."""
-    payload = _NFGENMSG.pack(family, 0, resource) + body
-    return _HEADER.pack(_HEADER.size + len(payload), kind, flags | _NLM_F_REQUEST, sequence, 0) + payload
+    return request(kind, flags, sequence, _NFGENMSG.pack(family, 0, resource) + body)
 
 
 def _reason(flags: int, payload: bytes) -> str:
     """The kernel's own words about an error, if it has any."""
     if not flags & _NLM_F_ACK_TLVS or not flags & _NLM_F_CAPPED:
         return ""
-    found = dict(attributes(payload[ERRNO.size + _HEADER.size :])).get(_ERROR_MESSAGE)
+    found = dict(attributes(payload[ERRNO.size + HEADER.size :])).get(_ERROR_MESSAGE)
     return f" ({text(found)})" if found else ""
-
-
-def each_message(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """(kind, flags, sequence, payload) of each message of a datagram."""
-    position = 0
-    while position + _HEADER.size <= len(datagram):
-        size, kind, flags, sequence, _port = _HEADER.unpack_from(datagram, position)
-        if size < _HEADER.size:
-            return
-        yield kind, flags, sequence, datagram[position + _HEADER.size : position + size]
-        position += size + (-size % 4)

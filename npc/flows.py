@@ -16,22 +16,9 @@ from dataclasses import dataclass
 
 from nft.elements import Key, Member
 from nft.expressions import Field, State, counter, drop, state, within
+from nft.netlink import ACK, DONE, DUMP, ERRNO, ERROR, each_message, opened
 from nft.ruleset import Hook, Transaction
-from nft.wire import (
-    ERRNO,
-    NETLINK_NETFILTER,
-    NLM_F_ACK,
-    NLM_F_DUMP,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    NftError,
-    attribute,
-    attributes,
-    commit,
-    each_message,
-    encode,
-    nested,
-)
+from nft.wire import NETLINK_NETFILTER, NftError, attribute, attributes, commit, encode, nested
 
 _GET, _DELETE = 0x101, 0x102
 _TUPLE_ORIGINAL, _TUPLE_REPLY, _ID = 1, 2, 12
@@ -85,13 +72,13 @@ def known(addresses: Collection[bytes]) -> list[Known]:
     """
     wanted = frozenset(addresses)
     found: list[Known] = []
-    with _socket() as sock:
-        sock.send(encode(_GET, NLM_F_DUMP, 1, 0, 0, b""))
+    with opened(NETLINK_NETFILTER, _TIMEOUT) as sock:
+        sock.send(encode(_GET, DUMP, 1, 0, 0, b""))
         while True:
             for kind, _flags, _sequence, payload in each_message(sock.recv(_RECEIVE)):
-                if kind == NLMSG_DONE:
+                if kind == DONE:
                     return found
-                if kind == NLMSG_ERROR:
+                if kind == ERROR:
                     raise _error("unable to read the known connections", payload)
                 # Most are of nobody who is asked for, which their bytes say without being parsed.
                 if len(wanted) > _FEW or any(address in payload for address in wanted):
@@ -101,7 +88,7 @@ def known(addresses: Collection[bytes]) -> list[Known]:
 def forget(stale: Collection[Known]) -> int:
     """Forget connections; how many there were still. Raises NftError, OSError."""
     _silence(stale)
-    with _socket() as sock:
+    with opened(NETLINK_NETFILTER, _TIMEOUT) as sock:
         return sum(_forget(sock, number, one) for number, one in enumerate(stale, 1))
 
 
@@ -124,13 +111,6 @@ def _silence(stale: Iterable[Known]) -> None:
     commit(change.messages)
 
 
-def _socket() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
-    sock.settimeout(_TIMEOUT)
-    sock.bind((0, 0))
-    return sock
-
-
 def _parsed(payload: bytes, addresses: frozenset[bytes]) -> Iterator[Known]:
     family = payload[0]
     said = dict(attributes(payload[_NFGENMSG:]))
@@ -150,10 +130,10 @@ def _parsed(payload: bytes, addresses: frozenset[bytes]) -> Iterator[Known]:
 def _forget(sock: socket.socket, sequence: int, one: Known) -> bool:
     """Whether it was there still."""
     body = nested(_TUPLE_ORIGINAL, one.original) + (attribute(_ID, one.ident) if one.ident else b"")
-    sock.send(encode(_DELETE, NLM_F_ACK, sequence, one.family, 0, body))
+    sock.send(encode(_DELETE, ACK, sequence, one.family, 0, body))
     while True:
         for kind, _flags, answered, payload in each_message(sock.recv(_RECEIVE)):
-            if kind == NLMSG_ERROR and answered == sequence:
+            if kind == ERROR and answered == sequence:
                 number: int = -ERRNO.unpack_from(payload)[0]
                 if number not in (0, errno.ENOENT):
                     raise _error("unable to forget a connection", payload)

@@ -10,19 +10,8 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nft.wire import (
-    ERRNO,
-    NETLINK_NETFILTER,
-    NLM_F_ACK,
-    NLMSG_ERROR,
-    NftError,
-    attribute,
-    attributes,
-    each_message,
-    encode,
-    text,
-    u32,
-)
+from nft.netlink import ACK, ERRNO, ERROR, each_message, opened
+from nft.wire import NETLINK_NETFILTER, NftError, attribute, attributes, encode, text, u32
 
 GROUP = 86
 _CONFIG, _PACKET = 0x401, 0x400
@@ -55,11 +44,9 @@ class PacketLog:
     def __init__(self, group: int = GROUP, snaplen: int = 96) -> None:
         """Raises NftError: EBUSY where another program has the group."""
         self.lost = 0
-        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+        self._sock = opened(NETLINK_NETFILTER, _ANSWER)
         try:
-            self._sock.settimeout(_ANSWER)
             self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
-            self._sock.bind((0, 0))
             self._ask(group, attribute(_COMMAND, bytes((_BIND,))))
             mode = attribute(_MODE, snaplen.to_bytes(4, "big") + bytes((_COPY_PACKET, 0)))
             self._ask(group, mode + u32(_TIMEOUT, _PATIENCE) + u32(_THRESHOLD, 32))
@@ -94,8 +81,8 @@ class PacketLog:
                     yield Logged(text(said.get(_PREFIX, b"")), said.get(_PAYLOAD, b""))
 
     def _ask(self, group: int, body: bytes) -> None:
-        self._sock.send(encode(_CONFIG, NLM_F_ACK, 1, 0, group, body))
+        self._sock.send(encode(_CONFIG, ACK, 1, 0, group, body))
         for kind, _flags, _sequence, payload in each_message(self._sock.recv(1 << 16)):
-            number = -ERRNO.unpack_from(payload)[0] if kind == NLMSG_ERROR else 0
+            number = -ERRNO.unpack_from(payload)[0] if kind == ERROR else 0
             if number:
                 raise NftError(f"unable to listen to packet log group {group}: {os.strerror(number)}", number)
