@@ -20,7 +20,7 @@ from host.reset import reset
 from host.routes import Route
 from nft import readback
 from nft.ruleset import Hook, Transaction
-from tests.host.views import addresses, links, port_flags, ruleset, setting
+from tests.host.views import addresses, links, port_flags, ruleset, setting, watching
 from tests.namespaces import namespace, run, within
 
 MAC = "0a:00:00:00:00:01"
@@ -195,13 +195,7 @@ def test_gratuitous_arp_for_each_address(pair: Pair) -> None:
     with namespace() as watcher:
         within(pair.host, lambda: attach(watcher, [ip_interface("10.32.0.9/12")]))
 
-        def watch() -> socket.socket:
-            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
-            sock.bind(("ethwe", 0x0806))
-            sock.settimeout(5)
-            return sock
-
-        with within(watcher, watch) as sock:
+        with watching(watcher) as sock:
             made = pair.attach(ONE, OTHER, SIX)
             frames = [sock.recv(100)[:42] for _ in range(2)]
         mac = bytes.fromhex(made.mac.replace(":", ""))

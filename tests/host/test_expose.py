@@ -1,6 +1,5 @@
 """Addresses of the host in the overlay, routes that are in the way, and a host that is as it was afterwards."""
 
-import socket
 from collections.abc import Iterator
 from ipaddress import IPv4Interface, ip_interface
 from pathlib import Path
@@ -15,7 +14,7 @@ from host.reset import reset
 from host.routes import overlap
 from host.rules import Plan, Rules
 from tests.host.iptables import LEGACY, NATIVE, iptables, works
-from tests.host.views import addresses, ruleset
+from tests.host.views import addresses, ruleset, watching
 from tests.namespaces import namespace, run, within
 from tests.vectors import ROOT
 
@@ -62,13 +61,7 @@ def test_exposing_is_announced(host: str) -> None:
     with namespace() as container:
         within(host, lambda: attach(container, [ip_interface("10.32.0.9/12")]))
 
-        def watch() -> socket.socket:
-            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
-            sock.bind(("ethwe", 0x0806))
-            sock.settimeout(5)
-            return sock
-
-        with within(container, watch) as sock:
+        with watching(container) as sock:
             within(host, lambda: expose(Rules(Plan("weave")), ONE, True))
             assert sock.recv(100)[22:42] == bytes.fromhex("000000000001") + ONE.ip.packed + b"\xff" * 6 + ONE.ip.packed
 

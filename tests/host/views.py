@@ -1,9 +1,10 @@
-"""What iproute2 says of a namespace: an independent view of what we made."""
+"""What iproute2 says of a namespace, and what is heard in it: an independent view of what we made."""
 
 import json
+import socket
 from typing import Any
 
-from tests.namespaces import run
+from tests.namespaces import run, within
 
 
 def links(name: str) -> dict[str, dict[str, Any]]:
@@ -31,3 +32,15 @@ def ruleset(name: str) -> str:
 def setting(name: str, path: str) -> str:
     """A value below /proc/sys/net."""
     return run("ip", "netns", "exec", name, "cat", f"/proc/sys/net/{path}").strip()
+
+
+def watching(name: str) -> socket.socket:
+    """What hears the ARP of a container."""
+
+    def watch() -> socket.socket:
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
+        sock.bind(("ethwe", 0x0806))
+        sock.settimeout(5)
+        return sock
+
+    return within(name, watch)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from mesh.names import PeerName, parse_peer_name
@@ -102,3 +103,12 @@ def status_of_overview(section: str) -> MeshStatus:
         overlay_diagnostics={},
         trusted_subnets=() if subnets == "none" else tuple(subnets.split(", ")),
     )
+
+
+def session(*commands: str) -> Iterator[tuple[str, str, int]]:
+    """(command, output, exit code) of the captured session on the command line, of these commands in their order."""
+    for block in re.split(r"(?m)^host1# weave --local ", text("cli-transcript"))[1:]:
+        words, _, rest = block.partition("\n")
+        body, _, code = rest.rpartition("[exit status ")
+        if words.split()[0] in commands:
+            yield words, body, int(code.split("]")[0])

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -55,18 +54,9 @@ def place(tmp_path: Path) -> Iterator[Place]:
         yield Place(host, container, router, address)
 
 
-def captured(*commands: str) -> Iterator[tuple[str, str, int]]:
-    """(command, output, exit code) of the captured session, in order."""
-    for block in re.split(r"(?m)^host1# weave --local ", captures.text("cli-transcript"))[1:]:
-        words, _, rest = block.partition("\n")
-        body, _, code = rest.rpartition("[exit status ")
-        if words.split()[0] in commands:
-            yield words, body, int(code.split("]")[0])
-
-
 def test_expose_hide_and_others_as_captured(place: Place) -> None:
     place.router.owned["cafebabe0001"] = ["10.32.0.1/12"]
-    session = list(captured("prime", "dns-args", "expose", "hide", "rmpeer"))
+    session = list(captures.session("prime", "dns-args", "expose", "hide", "rmpeer"))
     assert len(session) == 11
     for words, output, code in session:
         assert place.weave("--local", *words.split()) == (code, output, "")

@@ -1,7 +1,6 @@
 """The captured session of commands with a real router of ours, and what its host looks like meanwhile."""
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,20 +53,12 @@ def launch(place: Place, *flags: str) -> None:
     place.ok("launch", *state, "--ipalloc-init", "consensus=1", *flags)
 
 
-def session(*commands: str) -> Iterator[tuple[str, str, int]]:
-    for block in re.split(r"(?m)^host1# weave --local ", captures.text("cli-transcript"))[1:]:
-        words, _, rest = block.partition("\n")
-        body, _, code = rest.rpartition("[exit status ")
-        if words.split()[0] in commands:
-            yield words, body, int(code.split("]")[0])
-
-
 def test_the_captured_session(place: Place) -> None:
     launch(place, "--dns-listen-address", "127.0.0.1:53")
     assert place.ok("prime") == ""
     # Somebody had the first address of the range then.
     assert place.ok("attach", place.container) == "10.32.0.1\n"
-    for words, output, code in session("dns-args", "expose", "hide", "rmpeer", "bridge-type"):
+    for words, output, code in captures.session("dns-args", "expose", "hide", "rmpeer", "bridge-type"):
         found, shown, errors = place.weave("--local", *words.split())
         assert (words, found, shown, errors) == (words, code, output, "")
         if words == "expose ip:192.168.200.1/24 --without-masquerade":
