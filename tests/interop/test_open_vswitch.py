@@ -107,6 +107,33 @@ def test_killed_and_restarted(victim: int, password: str | None) -> None:
             assert policies(made, 2) == 2
 
 
+@pytest.mark.parametrize("victim", [1, 2], ids=["real-dies", "ours-dies"])
+def test_what_a_connection_outlives(victim: int) -> None:
+    """Through a death ours go on among themselves; with 2.8, which forgets a peer with its connection, they wait.
+
+    What waits is not lost: TCP goes on when the router is back and both sides have found each other.
+    """
+    with cluster([1], REAL, fastdp=True) as made:
+        made.start_all(3)
+        made.await_links(mesh_links(3))
+        attached = attach_all(made)
+        wait_until("everything is fast", lambda: all_fast(made), 60)
+        with (
+            talking(attached[1], attached[2], "10.32.0.2") as mixed,
+            talking(attached[2], attached[3], "10.32.0.3") as own,
+        ):
+            wait_until("both talk", lambda: mixed.has(50) and own.has(50), 60)
+            made.routers[victim].stop(kill=True)
+            time.sleep(10)
+            made.start(victim, [other for other in (1, 2, 3) if other != victim])
+            made.await_links(mesh_links(3), 120)
+            wait_until("everything is fast", lambda: all_fast(made), 120)
+            wanted = (mixed.exchanges + 50, own.exchanges + 50)
+            wait_until("both go on", lambda: mixed.has(wanted[0]) and own.has(wanted[1]), 120)
+        print(f"longest waits: with 2.8 {mixed.silence:.1f} s, between ours {own.silence:.1f} s")
+        assert own.silence < 5, "among ours nobody waits for a router"
+
+
 @PASSWORDS
 def test_taken_over_from_open_vswitch_and_given_back(password: str | None) -> None:
     """The host of a real router, killed with its datapath in place, goes over to ours, and back."""
