@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fastdp.table import GRACE
 from lab.capture import Wire, captured
 from lab.net import inside, run
 from lab.router import wait_until
@@ -124,14 +125,16 @@ def test_what_a_connection_outlives(victim: int) -> None:
         ):
             wait_until("both talk", lambda: mixed.has(50) and own.has(50), 60)
             made.routers[victim].stop(kill=True)
-            time.sleep(10)
+            died = time.monotonic()
+            time.sleep(2)
             made.start(victim, [other for other in (1, 2, 3) if other != victim])
             made.await_links(mesh_links(3), 120)
+            away = time.monotonic() - died
             wait_until("everything is fast", lambda: all_fast(made), 120)
             wanted = (mixed.exchanges + 50, own.exchanges + 50)
             wait_until("both go on", lambda: mixed.has(wanted[0]) and own.has(wanted[1]), 120)
-        print(f"longest waits: with 2.8 {mixed.silence:.1f} s, between ours {own.silence:.1f} s")
-        assert own.silence < 5, "among ours nobody waits for a router"
+        print(f"away {away:.1f} s; longest waits: with 2.8 {mixed.silence:.1f} s, between ours {own.silence:.1f} s")
+        assert own.silence < 5 or away > GRACE, "among ours nobody waits for a router"
 
 
 @PASSWORDS
