@@ -112,7 +112,8 @@ def attach(router: Router, *, from_host: bool = False) -> str:
     container = router.host.namespace.replace("-h", "-c")
     run("ip", "netns", "add", container)
     run("ip", "-n", container, "link", "set", "lo", "up")
-    if router.foreign:
+    if router.foreign or router.fastdp:
+        # Alike for all that the kernel carries, and without the packet rules that attaching makes in a container.
         plug(host.namespace, container, host.number, [cidr], offload=router.fastdp)
     else:
         weave(host, "attach", cidr, container)
