@@ -53,8 +53,8 @@ struct host { __u32 word[4]; };
 // How a peer is reached: addresses of the next hop and of ours for it, the VXLAN device, and what carries frames;
 // `flags` are those of bpf_skb_set_tunnel_key; `link` is where traffic with the next hop is counted;
 // `direct`: it takes nothing but what we captured for it; `wired` is a transmit device, which gives what we captured
-// for this peer the outer header that we would, or 0.
-struct peer { struct host hop, local; __u32 device, flags, wired; __u8 kind, direct; __u16 link; };
+// for this peer the outer header that we would, or 0; `leaf`: nobody gets its floods from us.
+struct peer { struct host hop, local; __u32 device, flags, wired; __u8 kind, direct, leaf, spare; __u16 link, more; };
 // Next hops of the floods of one source; `sleeve`: others are not carried here.
 struct tree { __u16 count, sleeve; __u16 hops[MAX_HOPS]; };
 struct address { __u64 seen; __u16 peer; __u16 spare[3]; };
@@ -365,7 +365,8 @@ SECTION("ingress") int frame_in(struct __sk_buff *skb)
     }
     if (!(source & GROUP))
         learn_remote(source, from);
-    if (!(target & GROUP) && map_lookup(&locals, &target)) {
+    // Where there is nobody to flood to, it makes no difference whether the target is known here.
+    if (!(target & GROUP) && (sender->leaf || map_lookup(&locals, &target))) {
         note(IN_UNICAST);
         return TC_ACT_OK;
     }

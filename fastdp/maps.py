@@ -16,7 +16,7 @@ MAX_LINKS = 512
 KEY = struct.Struct("=I")
 COUNT = struct.Struct("=Q")
 _CONFIG = struct.Struct("=5I12x")
-_PEER = struct.Struct("=16s16sIIIBBH")
+_PEER = struct.Struct("=16s16sIIIBBBxH2x")
 _HOST_V4 = struct.Struct("=I12x")
 # <linux/bpf.h>: BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_F_DONT_FRAGMENT.
 _IPV6, _NO_CHECKSUM, _NO_FRAGMENTS = 1, 2, 4
@@ -93,13 +93,14 @@ class Route:
     direct: bool = False
     wired: int = 0
 
-    def pack(self) -> bytes:
+    def pack(self, *, leaf: bool = False) -> bytes:
+        """`leaf`: nobody gets the floods of this peer from us."""
         flags = _NO_FRAGMENTS | (_NO_CHECKSUM if _is_v4(self.hop) else _IPV6)
-        return _PEER.pack(self.hop, self.local, self.device, flags, self.wired, self.kind, self.direct, self.link)
+        return _PEER.pack(self.hop, self.local, self.device, flags, self.wired, self.kind, self.direct, leaf, self.link)
 
     @classmethod
     def unpack(cls, value: bytes) -> "Route":
-        hop, local, device, _, wired, kind, direct, link = _PEER.unpack(value)
+        hop, local, device, _, wired, kind, direct, _, link = _PEER.unpack(value)
         return cls(Kind(kind), hop, local, device, link, bool(direct), wired)
 
 

@@ -29,6 +29,8 @@ from overlay.seams import Forwarder, Topology
 
 GRACE = 30.0
 _SWEEP = 1.0
+# Whose floods go on to nobody.
+_LEAF = Tree((), sleeve=False)
 
 
 class KernelMap(Protocol):
@@ -93,7 +95,6 @@ class KernelTable:
                 if route.kind is Kind.FAST and not keep(route.hop):
                     del self._routes[short]
                     self._maps["peers"].set(KEY.pack(short), NO_ROUTE.pack())
-        self._unwire(lambda route: route.wired not in self._wires())
         self._trees = {}
         for key in self._maps["trees"].all_keys():
             value = self._maps["trees"].get(key)
@@ -103,6 +104,7 @@ class KernelTable:
         self._inherited = set(self._trees)
         if self._inherited:
             self._later(GRACE, self._disinherit)
+        self._unwire(lambda route: route.wired not in self._wires())
         found = []
         for address in self._maps["sources"].all_keys():
             if keep(address):
@@ -118,8 +120,7 @@ class KernelTable:
     def _disinherit(self) -> None:
         """Forget the trees that another daemon left and nobody keeps up to date: the next such flood asks us."""
         for short in self._inherited:
-            if self._trees.pop(short, None) is not None:
-                self._maps["trees"].delete(KEY.pack(short))
+            self._uproot(short)
         self._inherited.clear()
 
     def short(self, name: PeerName) -> int | None:
@@ -184,7 +185,7 @@ class KernelTable:
         for short, route in self._routes.items():
             if route.device == device:
                 self._routes[short] = replace(route, device=index)
-                self._maps["peers"].set(KEY.pack(short), self._routes[short].pack())
+                self._write_route(short, self._routes[short])
 
     def rewire(self) -> None:
         """Transmit devices are there that were not, or are gone."""
@@ -201,7 +202,7 @@ class KernelTable:
         for short, route in self._routes.items():
             if route.wired and which(route):
                 self._routes[short] = replace(route, wired=0)
-                self._maps["peers"].set(KEY.pack(short), self._routes[short].pack())
+                self._write_route(short, self._routes[short])
 
     def _configure(self, config: Config) -> None:
         if config != self._config:
@@ -223,7 +224,7 @@ class KernelTable:
                 wanted[short] = route if route.kind is Kind.FAST and route.hop in self._held else NO_ROUTE
         for short, route in wanted.items():
             if route != self._routes.get(short, NO_ROUTE):
-                self._maps["peers"].set(KEY.pack(short), route.pack())
+                self._write_route(short, route)
         self._routes = {short: route for short, route in wanted.items() if route is not NO_ROUTE}
         for short in [short for short in self._trees if short not in self.owners and short not in self._routes]:
             del self._trees[short]
@@ -266,8 +267,7 @@ class KernelTable:
             return
         self._inherited.discard(short)
         if hops is None:
-            if self._trees.pop(short, None) is not None:
-                self._maps["trees"].delete(KEY.pack(short))
+            self._uproot(short)
             return
         ours = source == self._topology.ourself
         neighbours = (neighbour for neighbour in map(self._fast, hops) if neighbour is not None)
@@ -283,9 +283,25 @@ class KernelTable:
         return tuple(hop for hop in hops if hop in self._routes and self._routes[hop].hop in held)
 
     def _plant(self, short: int, tree: Tree) -> None:
-        if self._trees.get(short) != tree:
+        former = self._trees.get(short)
+        if former != tree:
             self._trees[short] = tree
             self._maps["trees"].set(KEY.pack(short), tree.pack())
+            self._follow_leaf(short, former)
+
+    def _uproot(self, short: int) -> None:
+        former = self._trees.pop(short, None)
+        if former is not None:
+            self._maps["trees"].delete(KEY.pack(short))
+            self._follow_leaf(short, former)
+
+    def _follow_leaf(self, short: int, former: Tree | None) -> None:
+        """The tree of a peer changed: its entry says whether there is anybody in it."""
+        if short in self._routes and (former == _LEAF) != (self._trees.get(short) == _LEAF):
+            self._write_route(short, self._routes[short])
+
+    def _write_route(self, short: int, route: Route) -> None:
+        self._maps["peers"].set(KEY.pack(short), route.pack(leaf=self._trees.get(short) == _LEAF))
 
     # --- addresses ---
 

@@ -216,6 +216,18 @@ def test_what_is_dropped(lab: Lab, source: str, ends: tuple[int, int], reason: s
     assert lab.kernel.counts()[reason] == 1
 
 
+def test_where_floods_end_every_target_is_the_bridges(lab: Lab) -> None:
+    frame = unicast("02aa00000999", "02aa00000100")
+    lab.send("10.99.0.1", packet(ONE, OURSELF, frame))
+    assert lab.heard() == [("10.99.0.3", packet(ONE, THREE, frame))]
+    route = Route(Kind.FAST, host("10.99.0.1"), host("10.99.0.2"), lab.kernel.port, 1)
+    lab.write("peers", ONE, route.pack(leaf=True))
+    lab.send("10.99.0.1", packet(ONE, OURSELF, frame))
+    assert lab.heard() == []
+    counts = lab.kernel.counts()
+    assert (counts["in-flood"], counts["in-unicast"]) == (1, 1)
+
+
 def test_an_unknown_sender_is_dropped(lab: Lab) -> None:
     lab.kernel.maps["sources"].delete(host("10.99.0.1"))
     lab.route(ONE, Kind.FAST, "10.99.0.3")

@@ -47,7 +47,7 @@ class World:
 
     def __init__(self) -> None:
         self.shorts: dict[PeerName, int | None] = dict(SHORTS)
-        self.maps = {name: Fake(array={"config": 32, "peers": 48}.get(name, 0)) for name in NAMES}
+        self.maps = {name: Fake(array={"config": 32, "peers": 52}.get(name, 0)) for name in NAMES}
         self.now = 100.0
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.links = {peer: object() for peer in (ONE, TWO, THREE)}
@@ -131,6 +131,26 @@ def test_floods(world: World) -> None:
     assert world.table.serves(US, ONE) and not world.table.serves(US, TWO) and not world.table.serves(ONE, ONE)
     world.table.flood(ONE, None)
     assert world.tree(ONE) is None
+
+
+def test_floods_that_go_on_to_nobody(world: World) -> None:
+    """Are told with the peer's route, whichever of the two is written last."""
+
+    def leaf() -> bool:
+        return world.maps["peers"].rows[KEY.pack(SHORTS[ONE])] == route(ONE).pack(leaf=True)
+
+    world.write({ONE: world.links[ONE], TWO: world.links[TWO]})
+    assert not leaf()
+    world.flood(ONE)
+    assert leaf()
+    world.write({ONE: world.links[TWO], TWO: world.links[TWO]})
+    world.write({ONE: world.links[ONE], TWO: world.links[TWO]})
+    assert leaf()
+    for hops in ([world.links[TWO]], [world.slow], None):
+        world.table.flood(ONE, cast(list[Forwarder] | None, hops))
+        assert not leaf()
+        world.flood(ONE)
+        assert leaf()
 
 
 def test_the_lowest_name_owns_a_short_id(world: World) -> None:
