@@ -13,18 +13,14 @@ from dataclasses import dataclass
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from host import plain_vxlan
 from host.bridge import error_text
 from host.errors import HostError
-from host.links import by_name, links
-from host.sysctl import refuse_advertisements, silence
+from host.links import links
 
 # A prefix that Weave Net's own reset removes as well.
 PREFIX = "vethwe-w"
-_KIND = "vxlan"
 _LABEL = "weave"
-_ANY = "00:00:00:00:00:00"
-_DF_SET = 1
-_TTL = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +53,7 @@ def devices() -> Sequence[Found]:
             return [
                 _found(int(number), link.index, link.alias)
                 for link in links(ip)
-                if (link.kind, link.name[: len(PREFIX)]) == (_KIND, PREFIX)
+                if (link.kind, link.name[: len(PREFIX)]) == (plain_vxlan.KIND, PREFIX)
                 and (number := link.name.removeprefix(PREFIX)).isdecimal()
             ]
     except NetlinkError as error:
@@ -73,25 +69,9 @@ def _found(number: int, index: int, alias: str) -> Found:
 
 def make(number: int, label: str, aim: Aim, listens: int, mtu: int) -> int:
     """A new device of this number, down, in place of any other; its index. Raises HostError."""
-    name = f"{PREFIX}{number}"
-    try:
-        with IPRoute() as ip:
-            former = by_name(ip, name)
-            if former is not None:
-                ip.link("del", index=former.index)
-            # What it would receive by has no meaning; on one port no two may have the same.
-            ip.link(
-                "add", ifname=name, kind=_KIND, mtu=mtu, vxlan_id=number + 1, vxlan_port=listens, vxlan_learning=0,
-                vxlan_ttl=_TTL, vxlan_df=_DF_SET, vxlan_local=aim.local, vxlan_udp_csum=0,
-            )  # fmt: skip
-            index = int(ip.link_lookup(ifname=name)[0])
-            silence(name)
-            refuse_advertisements(name)
-            ip.fdb("append", ifindex=index, lladdr=_ANY, dst=aim.remote, port=aim.port, vni=aim.vni)
-            ip.link("set", index=index, ifalias=f"{_LABEL} {listens} {label}")
-            return index
-    except NetlinkError as error:
-        raise HostError(f"unable to make {name}: {error_text(error)}") from error
+    # What it would receive by has no meaning; on one port no two may have the same.
+    ends = plain_vxlan.Ends(aim.local, listens, number + 1, aim.remote, aim.port, aim.vni)
+    return plain_vxlan.make(f"{PREFIX}{number}", f"{_LABEL} {listens} {label}", ends, mtu, up=False)
 
 
 def free_port() -> int:
@@ -106,14 +86,7 @@ def free_port() -> int:
 
 def remove(number: int) -> None:
     """Remove a device, if it is there. Raises HostError."""
-    name = f"{PREFIX}{number}"
-    try:
-        with IPRoute() as ip:
-            device = by_name(ip, name)
-            if device is not None:
-                ip.link("del", index=device.index)
-    except NetlinkError as error:
-        raise HostError(f"unable to remove {name}: {error_text(error)}") from error
+    plain_vxlan.remove(f"{PREFIX}{number}")
 
 
 def remove_all() -> list[str]:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from fastdp.direct import Ends
 from fastdp.kernel import KernelError
-from host import peer_vxlan
+from host import peer_vxlan, plain_vxlan
 from host.errors import HostError
 
 _T = TypeVar("_T")
@@ -31,7 +31,7 @@ class DirectDevices:
         """Whether the kernel makes such a device at all. Raises KernelError."""
         name = f"{peer_vxlan.PREFIX}-check"
         self._do(lambda: peer_vxlan.make(name, "check", ("127.0.0.1", "127.0.0.1"), port, (0, 0), self._mtu))
-        self._do(lambda: peer_vxlan.remove(name))
+        self._do(lambda: plain_vxlan.remove(name))
 
     def found(self) -> Sequence[tuple[str, int, bool]]:
         devices = self._do(lambda: peer_vxlan.devices(self._bridge))
@@ -48,7 +48,7 @@ class DirectDevices:
         self._do(lambda: peer_vxlan.leave(_interface(name)))
 
     def remove(self, name: str) -> None:
-        self._do(lambda: peer_vxlan.remove(_interface(name)))
+        self._do(lambda: plain_vxlan.remove(_interface(name)))
 
     def _do(self, work: Callable[[], _T]) -> _T:
         try:
