@@ -22,6 +22,7 @@ from fastdp.wire import Cause, Control, heartbeat, packet
 from fastdp.wires import Wire
 from mesh.names import PeerName, peer_label
 from mesh.seams import AttrValue, ConnectionParams, OverlayError
+from overlay.alarm import Alarm
 from overlay.seams import ForwarderEvents
 
 HEALTH_FEATURE = "FastdpHealth"
@@ -87,7 +88,7 @@ class FastForwarder:
         self.counts: Counter[str] = Counter()
         self._before = Traffic()
         self._socket = udp.connected(params.local_address[0], params.remote_address[0], port)
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(path.loop, self.link)
         self._stopped = False
 
     # --- the switch's side ---
@@ -105,7 +106,7 @@ class FastForwarder:
         self.link.confirm(self._path.now())
         if key is not None:
             self._events.send_control(Control.INIT_SA_REMOTE, key)
-        self._rearm()
+        self._alarm.arm()
 
     def control_message(self, tag: int, payload: bytes) -> None:
         if self._stopped:
@@ -114,7 +115,7 @@ class FastForwarder:
             self._accept_key(payload)
         else:
             self.link.control(tag, payload, self._path.now())
-        self._rearm()
+        self._alarm.arm()
 
     def _accept_key(self, payload: bytes) -> None:
         if self.esp is None:
@@ -131,7 +132,7 @@ class FastForwarder:
             return
         self._stopped = True
         self.link.stop()
-        self._rearm()
+        self._alarm.stop()
         self._socket.close()
         if self.link.confirmed:
             self._path.unregister(self)
@@ -215,7 +216,7 @@ class FastForwarder:
     def heard(self, frame: bytes) -> bool:
         """A special frame of the peer; whether it was a heartbeat of ours."""
         valid = not self._stopped and self.link.heartbeat(frame, self._path.now())
-        self._rearm()
+        self._alarm.arm()
         return valid
 
     # --- the socket ---
@@ -241,20 +242,6 @@ class FastForwarder:
 
     def _log(self, text: str, *values: object) -> None:
         self._path.log.info("fastdp ->[%s|%s]: " + text, self._target, self._label, *values)
-
-    def _rearm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        at = self.link.next_timer()
-        if at is not None and not self._stopped:
-            self._timer = self._path.loop.call_at(at, self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        # Timers of an event loop may fire a clock tick early: the link must see its time as come.
-        self.link.tick(max(self._path.now(), self.link.next_timer() or 0.0))
-        self._rearm()
 
 
 def is_ours(params: ConnectionParams) -> bool:

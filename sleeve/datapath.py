@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from mesh.names import PeerName, peer_label
 from mesh.seams import AttrValue, ConnectionParams, OverlayError
+from overlay.alarm import Alarm
 from overlay.frames import ETHERNET_HEADER, frames_of, ipv4_header, is_ipv6, is_special
 from overlay.icmp import frag_needed, packet_too_big
 from overlay.seams import ForwarderEvents, FrameSink, Topology
@@ -47,7 +48,7 @@ class SleeveForwarder:
         self.link = SleeveLink(self, params.remote, params.connection_uid, self.mtu, remote)
         if remote is not None:
             self._channel.aim(remote)
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(path.loop, self.link, self._settle)
         self._stopped = False
 
     @property
@@ -68,7 +69,7 @@ class SleeveForwarder:
         self._channel.listen()
         self._path.register(self)
         self.link.confirm(self._path.now())
-        self._rearm()
+        self._alarm.arm()
 
     def control_message(self, tag: int, payload: bytes) -> None:
         if self._stopped:
@@ -81,7 +82,7 @@ class SleeveForwarder:
             return
         self._stopped = True
         self.link.stop()
-        self._rearm()
+        self._alarm.stop()
         self._path.unregister(self)
         self._channel.close()
 
@@ -196,21 +197,7 @@ class SleeveForwarder:
 
     def _settle(self) -> None:
         self._channel.limit(self.mtu.max_payload, self.mtu.mtu, self.link.fragments_pass)
-        self._rearm()
-
-    def _rearm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        at = self.link.next_timer()
-        if at is not None and not self._stopped:
-            self._timer = self._path.loop.call_at(at, self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        # Timers of an event loop may fire a clock tick early: the link must see its time as come.
-        self.link.tick(max(self._path.now(), self.link.next_timer() or 0.0))
-        self._settle()
+        self._alarm.arm()
 
 
 class SleeveDataPath:

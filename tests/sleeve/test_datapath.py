@@ -242,7 +242,7 @@ def test_a_link_that_ended_takes_and_sends_nothing(packets: tuple[str, str]) -> 
         await until(lambda: two.path.counts["unknown-sender"] == before + 1)
         assert not two.frames
         assert not two.path.links()
-        assert two.forwarder._timer is None
+        assert two.forwarder._alarm._handle is None
 
     play(scenario, packets)
 
