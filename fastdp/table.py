@@ -227,8 +227,7 @@ class KernelTable:
                 self._write_route(short, route)
         self._routes = {short: route for short, route in wanted.items() if route is not NO_ROUTE}
         for short in [short for short in self._trees if short not in self.owners and short not in self._routes]:
-            del self._trees[short]
-            self._maps["trees"].delete(KEY.pack(short))
+            self._uproot(short)
 
     def _route(self, name: PeerName, short: int, forwarder: Forwarder) -> Route:
         """How a peer is reached over a link."""

@@ -116,7 +116,7 @@ class Wires:
         missing = next((wire for wire in wanted if wire not in self._made), None)
         self._unused = unused
         if over is not None:
-            self._begin(partial(self._remove, self._made.pop(over).number))
+            self._begin(partial(self._devices.remove, self._made.pop(over).number))
         elif missing is not None and len(self._made) < LIMIT and self._loop.time() >= self._retry:
             taken = {made.number for made in self._made.values()}
             self._begin(partial(self._make, missing, next(free for free in range(LIMIT) if free not in taken)))
@@ -149,9 +149,6 @@ class Wires:
             self._devices.remove(number)
             raise
         return _Made(wire, number, index)
-
-    def _remove(self, number: int) -> None:
-        self._devices.remove(number)
 
     # --- jobs ---
 
