@@ -15,8 +15,8 @@ from lab.capture import captured
 from lab.net import inside, run
 from lab.router import wait_until, weave
 from lab.traffic import datagrams, ping, tcp
-from tests.clusters import Cluster, chain_links, cluster, mesh_links
-from tests.e2e.test_fastdp import all_fast, containers, fastdp, none_fast, reason, while_a_flow_lives
+from tests.clusters import Cluster, chain_links, cluster
+from tests.e2e.test_fastdp import all_fast, containers, fastdp, none_fast, reason, started, while_a_flow_lives
 from tests.traffic import everything_passes
 
 NO_ESP = problem()
@@ -29,12 +29,7 @@ GONE = 50.0
 
 def start(made: Cluster, count: int, *flags: str, chain: bool = False) -> dict[int, str]:
     """Routers with a password, all links fast; their containers."""
-    made.start_all(count, *flags, chain=chain, password="secret")
-    made.await_links(chain_links(count) if chain else mesh_links(count))
-    attached = containers(made)
-    made.await_routes()
-    wait_until("everything is fast", lambda: all_fast(made), BACK)
-    return attached
+    return started(made, count, *flags, chain=chain, password="secret", within=BACK)
 
 
 def links(made: Cluster, number: int) -> list[dict[str, Any]]:
@@ -86,11 +81,7 @@ def test_the_capture_sees_what_is_in_clear() -> None:
     with cluster(fastdp=True) as made:
         made.underlay.host(1)
         with captured(made.underlay, 1, MARK) as wire:
-            made.start_all(2)
-            made.await_links(mesh_links(2))
-            attached = containers(made)
-            made.await_routes()
-            wait_until("everything is fast", lambda: all_fast(made), BACK)
+            attached = started(made, 2, within=BACK)
             say(attached[1], attached[2], "10.32.0.2")
         assert wire.esp == 0 and wire.clear > 5 and wire.marked >= 5
 
@@ -273,11 +264,7 @@ def test_what_others_left_goes_and_so_does_ours() -> None:
 def test_a_password_after_none() -> None:
     """What the router without a password left forwarding in clear is not forwarded any more."""
     with cluster(fastdp=True) as made:
-        made.start_all(2)
-        made.await_links(mesh_links(2))
-        attached = containers(made)
-        made.await_routes()
-        wait_until("everything is fast", lambda: all_fast(made), BACK)
+        attached = started(made, 2, within=BACK)
         assert ping(attached[1], "10.32.0.2")
         made.routers[1].stop()
         made.start(1, [], password="secret")

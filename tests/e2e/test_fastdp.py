@@ -60,13 +60,21 @@ def containers(made: Cluster) -> dict[int, str]:
     return {number: made.container(number) for number in made.routers}
 
 
+def started(
+    made: Cluster, count: int, *flags: str, chain: bool = False, password: str | None = None, within: float = 10.0
+) -> dict[int, str]:
+    """Routers whose links are all fast within so many seconds; their containers."""
+    made.start_all(count, *flags, chain=chain, password=password)
+    made.await_links(chain_links(count) if chain else mesh_links(count))
+    attached = containers(made)
+    made.await_routes()
+    wait_until("everything is fast", lambda: all_fast(made), within)
+    return attached
+
+
 def test_mesh() -> None:
     with cluster(fastdp=True) as made:
-        made.start_all(3)
-        made.await_links(mesh_links(3))
-        attached = containers(made)
-        made.await_routes()
-        wait_until("everything is fast", lambda: all_fast(made), 10)
+        attached = started(made, 3)
         everything_passes(attached, 10_000_000)
         assert ping(attached[1], "10.32.0.2", size=1348, df=True)
         text = weave(made.underlay.host(1), "status", "connections")
@@ -101,11 +109,7 @@ def counted(made: Cluster, size: int) -> None:
 
 def test_relay_in_the_kernel() -> None:
     with cluster(fastdp=True) as made:
-        made.start_all(3, chain=True)
-        made.await_links(chain_links(3))
-        attached = containers(made)
-        made.await_routes()
-        wait_until("everything is fast", lambda: all_fast(made), 10)
+        attached = started(made, 3, chain=True)
         everything_passes(attached, 10_000_000)
         counts = fastdp(made, 2)["Counts"]
         assert counts["relayed"] > 100 and counts["flooded-on"] > 0
@@ -130,11 +134,7 @@ def test_fast_and_sleeve_in_one_chain(slow: int) -> None:
 
 def test_a_blocked_port() -> None:
     with cluster(fastdp=True) as made:
-        made.start_all(2)
-        made.await_links(mesh_links(2))
-        attached = containers(made)
-        made.await_routes()
-        wait_until("everything is fast", lambda: all_fast(made), 10)
+        attached = started(made, 2)
         assert ping(attached[1], "10.32.0.2")
         ended = made.routers[1].report()["Router"]["TerminationCount"]
         for number in (1, 2):
@@ -204,11 +204,7 @@ def test_lost_heartbeats_change_nothing() -> None:
 
 def test_the_path_shrinks_and_recovers() -> None:
     with cluster(fastdp=True) as made:
-        made.start_all(2)
-        made.await_links(mesh_links(2))
-        attached = containers(made)
-        made.await_routes()
-        wait_until("everything is fast", lambda: all_fast(made), 10)
+        attached = started(made, 2)
         made.underlay.set_mtu(1, 1400)
         wait_until("both leave", lambda: none_fast(made), BACK)
         assert "path MTU 1400 < 1426" in reason(made, 1)
@@ -225,11 +221,7 @@ def test_the_path_shrinks_and_recovers() -> None:
 def test_an_address_moves() -> None:
     """The same MAC on one host after the other: its first frame heals everybody."""
     with cluster(fastdp=True) as made:
-        made.start_all(3)
-        made.await_links(mesh_links(3))
-        attached = containers(made)
-        made.await_routes()
-        wait_until("everything is fast", lambda: all_fast(made), 10)
+        attached = started(made, 3)
         mac = "02:aa:bb:cc:dd:ee"
         for number in (2, 3, 1, 2):
             run(
@@ -290,11 +282,7 @@ def while_a_flow_lives(made: Cluster, change: Callable[[], None]) -> float:
 @pytest.mark.parametrize("kill", [True, False], ids=["killed", "stopped"])
 def test_flows_outlive_the_router(kill: bool) -> None:
     with cluster(fastdp=True) as made:
-        made.start_all(2)
-        made.await_links(mesh_links(2))
-        containers(made)
-        made.await_routes()
-        wait_until("everything is fast", lambda: all_fast(made), 10)
+        started(made, 2)
         before = made.routers[1].report()["Router"]["Peers"]
 
         def restart() -> None:
@@ -448,11 +436,7 @@ def test_every_frame_arrives_once(slow: tuple[int, ...]) -> None:
 
 def test_five_in_a_mesh() -> None:
     with cluster(fastdp=True) as made:
-        made.start_all(5)
-        made.await_links(mesh_links(5))
-        attached = containers(made)
-        made.await_routes()
-        wait_until("everything is fast", lambda: all_fast(made), 20)
+        attached = started(made, 5, within=20)
         for one, namespace in attached.items():
             for other in attached.keys() - {one}:
                 assert ping(namespace, f"10.32.0.{other}"), f"{one} -> {other}"
@@ -461,11 +445,7 @@ def test_five_in_a_mesh() -> None:
 
 def test_four_in_a_chain() -> None:
     with cluster(fastdp=True) as made:
-        made.start_all(4, chain=True)
-        made.await_links(chain_links(4))
-        attached = containers(made)
-        made.await_routes()
-        wait_until("everything is fast", lambda: all_fast(made), 20)
+        attached = started(made, 4, chain=True, within=20)
         for one, other in ((1, 4), (4, 1), (2, 4), (1, 3)):
             assert ping(attached[one], f"10.32.0.{other}"), f"{one} -> {other}"
         tcp(attached[1], attached[4], "10.32.0.4", 50_000_000)

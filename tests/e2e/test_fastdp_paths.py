@@ -21,6 +21,7 @@ from tests.e2e.test_fastdp import (
     none_fast,
     paths,
     reason,
+    started,
     while_a_flow_lives,
 )
 from tests.e2e.test_workflows import another_build
@@ -29,12 +30,7 @@ from tests.traffic import everything_passes
 
 def pair(made: Cluster, *flags: str) -> dict[int, str]:
     """Two routers, everything fast between their containers."""
-    made.start_all(2, *flags)
-    made.await_links(mesh_links(2))
-    attached = containers(made)
-    made.await_routes()
-    wait_until("everything is fast", lambda: all_fast(made), 15)
-    return attached
+    return started(made, 2, *flags, within=15)
 
 
 @pytest.mark.parametrize("slow", [(), (4,)], ids=["all fast", "a slow spoke"])

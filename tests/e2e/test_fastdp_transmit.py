@@ -6,8 +6,8 @@ import time
 from lab.net import run
 from lab.router import wait_until, weave
 from lab.traffic import ping, tcp
-from tests.clusters import Cluster, chain_links, cluster, mesh_links
-from tests.e2e.test_fastdp import all_fast, containers, fastdp, while_a_flow_lives
+from tests.clusters import Cluster, cluster, mesh_links
+from tests.e2e.test_fastdp import all_fast, fastdp, started, while_a_flow_lives
 from tests.traffic import everything_passes
 
 
@@ -30,10 +30,7 @@ def sent(made: Cluster, number: int, device: str) -> int:
 
 def test_neighbours_have_one_and_others_none() -> None:
     with cluster(fastdp=True) as made:
-        made.start_all(3, chain=True)
-        made.await_links(chain_links(3))
-        attached = containers(made)
-        made.await_routes()
+        attached = started(made, 3, chain=True, within=15)
         wait_until("devices", lambda: [len(used(made, number)) for number in (1, 2, 3)] == [1, 2, 1], 15)
         one = used(made, 1)
         assert set(one) == {made.address(2)} and set(used(made, 2)) == {made.address(1), made.address(3)}
@@ -48,17 +45,11 @@ def test_neighbours_have_one_and_others_none() -> None:
         made.routers[2].stop()
         made.routers[3].stop()
         wait_until("it is gone", lambda: not devices(made, 1), 60)
-        made.routers[1].stop()
-        made.start(1, [], "--no-fastdp")
-        made.routers[1].stop()
 
 
 def test_they_outlive_the_router_and_nothing_else() -> None:
     with cluster(fastdp=True) as made:
-        made.start_all(2)
-        made.await_links(mesh_links(2))
-        attached = containers(made)
-        made.await_routes()
+        attached = started(made, 2, within=15)
         wait_until("devices", lambda: all(used(made, number) for number in (1, 2)), 15)
         before = devices(made, 1)
         sent_before = sent(made, 1, "vethwe-w0")
@@ -86,10 +77,7 @@ def test_they_outlive_the_router_and_nothing_else() -> None:
 
 def test_somebody_removes_one() -> None:
     with cluster(fastdp=True) as made:
-        made.start_all(2)
-        made.await_links(mesh_links(2))
-        containers(made)
-        made.await_routes()
+        started(made, 2, within=15)
         wait_until("a device", lambda: bool(used(made, 1) and used(made, 2)), 15)
         before = devices(made, 1)
 

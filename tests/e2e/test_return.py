@@ -8,7 +8,7 @@ import pytest
 from lab.router import wait_until
 from lab.traffic import ping
 from tests.clusters import Cluster, cluster, mesh_links
-from tests.e2e.test_fastdp import BACK, all_fast, containers, filter_vxlan
+from tests.e2e.test_fastdp import BACK, all_fast, filter_vxlan, started
 
 
 def pull_the_cable(made: Cluster) -> Callable[[], None]:
@@ -76,11 +76,7 @@ _LONG = (pytest.mark.long, pytest.mark.timeout(600))
 )
 def test_back_in_time(cause: Callable[[Cluster], Callable[[], None]], seconds: int) -> None:
     with cluster(fastdp=True) as made:
-        made.start_all(3)
-        made.await_links(mesh_links(3))
-        attached = containers(made)
-        made.await_routes()
-        wait_until("everything is fast", lambda: fast(made), 20)
+        attached = started(made, 3, within=20)
         end = cause(made)
         time.sleep(seconds)
         if cause is not kill_it:
